@@ -1,0 +1,59 @@
+"""What a person sees while models load, and where to connect when they are ready."""
+
+import logging
+import sys
+import time
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from internal.server.readiness import Readiness
+
+log = logging.getLogger("sluice")
+
+_STEP = 0.25
+"""How often a log without a terminal tells about the progress."""
+
+
+class LoadingProgress:
+    """Told of each model's progress, from any thread: a bar on a terminal, a few log lines elsewhere."""
+
+    def __init__(self, readiness: Readiness, address: str) -> None:
+        """`address` is host:port, as a person on this machine writes it."""
+        self._readiness = readiness
+        self._address = address
+        self._terminal = sys.stderr.isatty()
+        self._bars: dict[str, tqdm[NoReturn]] = {}
+        self._told: dict[str, float] = {}
+        self._started_at = time.monotonic()
+
+    def __call__(self, model: str, done: float) -> None:
+        self._readiness.loaded(model, done)
+        if done >= 1.0:
+            self._finished(model)
+        elif self._terminal:
+            bar = self._bars.setdefault(model, self._bar(model))
+            bar.update(done * 100 - bar.n)
+        elif done >= self._told.get(model, 0.0) + _STEP:
+            self._told[model] = done
+            log.info("loading %s: %d %%", model, done * 100)
+
+    def _bar(self, model: str) -> "tqdm[NoReturn]":
+        form = "loading {desc}: {percentage:3.0f} %|{bar}| {elapsed}"
+        return tqdm(desc=model, total=100, bar_format=form, leave=False, file=sys.stderr)
+
+    def _finished(self, model: str) -> None:
+        if model in self._bars:
+            self._bars.pop(model).close()
+        log.info("model %s is ready after %.1f s", model, time.monotonic() - self._started_at)
+        if self._readiness.ready:
+            print(_BANNER.format(address=self._address), flush=True)
+
+
+_BANNER = """
+  Sluice is ready.
+
+    chat    wscat -c ws://{address}/ws
+    openai  base_url="http://{address}/v1"
+    state   http://{address}/readyz  http://{address}/metrics
+"""

@@ -1,0 +1,1 @@
+"""The rules of Sluice and the ports they need. Imports the standard library only."""

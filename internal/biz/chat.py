@@ -1,0 +1,81 @@
+"""The use cases: ask a model, follow an answer, stop it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from internal.biz.errors import InvalidRequest, NotFound
+from internal.biz.ids import new_id
+from internal.biz.log import Cursor, Follower
+from internal.biz.models import Message, Request, Role, Settings
+from internal.biz.ports import History, Queue
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One turn of a user: what is new, for which model (None: the default), and how to answer."""
+
+    turn: tuple[Message, ...]
+    model: str | None = None
+    settings: Settings = Settings()
+
+
+class Chat:
+    """Between sessions and the queue. One per process."""
+
+    def __init__(self, queue: Queue, history: History, models: Sequence[str]) -> None:
+        """`models` are the names that may be asked for; the first is the default."""
+        self._queue = queue
+        self._history = history
+        self.models = tuple(models)
+
+    def require_model(self, name: str | None) -> str:
+        """The model of this name, or the default. Raises NotFound."""
+        if name is None:
+            return self.models[0]
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise NotFound(
+                f"there is no model {name!r}; this server has: {known}",
+                code="model_not_found",
+                param="model",
+            )
+        return name
+
+    async def submit(self, user: str, ask: Ask) -> str:
+        """Store the turn, publish the request, return the response's id.
+
+        Raises InvalidRequest, NotFound, Conflict or Unavailable; then nothing was published.
+        """
+        model = self.require_model(ask.model)
+        settings = ask.settings
+        if not ask.turn:
+            raise InvalidRequest("the input is empty", param="input")
+        messages = ask.turn
+        if settings.previous_response_id is not None:
+            messages = await self._history.messages(settings.previous_response_id) + messages
+        if settings.instructions is not None:
+            messages = (Message(Role.SYSTEM, settings.instructions), *messages)
+        request = Request(new_id("resp"), model, user, time.time(), messages, settings)
+        if settings.store:
+            await self._history.begin(request, ask.turn)
+        await self._queue.publish(request)
+        return request.response_id
+
+    async def follow(
+        self, response_id: str, after: int, follower: Follower, *, queue_updates: bool = False
+    ) -> Cursor:
+        """Follow a response behind event `after` (-1: from the start). Raises NotFound."""
+        return await self._queue.follow(response_id, after, follower, queue_updates=queue_updates)
+
+    async def cancel(self, response_id: str) -> None:
+        """Stop a response; harmless when it has ended. Raises NotFound."""
+        await self._queue.cancel(response_id)
+
+    async def cancel_unfollowed(self, response_id: str) -> None:
+        """Stop a response that still runs and that nobody follows any more."""
+        if await self._queue.followers(response_id) == 0:
+            try:
+                await self._queue.cancel(response_id)
+            except NotFound:
+                return

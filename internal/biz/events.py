@@ -1,0 +1,144 @@
+"""The entries of a response log.
+
+One entry is one event of the OpenAI Responses API, and its place in the log is the event's
+`sequence_number`; neither the number nor the response's id is stored in the entry. Dialects are
+projections of these values.
+
+Source: https://platform.openai.com/docs/api-reference/responses-streaming
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from internal.biz.models import ItemKind, OutputItem, Response
+
+
+# A delta is made for every token, and kept: as a str it costs half the time and half the memory of any
+# other object, and the garbage collector never looks at it.
+class TextDelta(str):
+    """`response.output_text.delta`: a piece of the output item that was added last."""
+
+    __slots__ = ()
+
+
+class ReasoningDelta(str):
+    """`response.reasoning_text.delta`: a piece of the output item that was added last."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseQueued:
+    """`response.queued`; `position` is the number of requests that go first."""
+
+    response: Response
+    position: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCreated:
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseInProgress:
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class ItemAdded:
+    kind: ItemKind
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartAdded:
+    kind: ItemKind
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextDone:
+    kind: ItemKind
+    text: str
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    kind: ItemKind
+    text: str
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDone:
+    item: OutputItem
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCompleted:
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseIncomplete:
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFailed:
+    response: Response
+
+
+Delta = TextDelta | ReasoningDelta
+Terminal = ResponseCompleted | ResponseIncomplete | ResponseFailed
+Event = (
+    Delta
+    | ResponseQueued
+    | ResponseCreated
+    | ResponseInProgress
+    | ItemAdded
+    | PartAdded
+    | TextDone
+    | PartDone
+    | ItemDone
+    | Terminal
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueUpdate:
+    """Where a response stands before its first token. Tells who asks; never enters the log.
+
+    `prefilled` of `prompt_tokens` are processed; both are 0 while the request still waits.
+    """
+
+    position: int
+    prefilled: int = 0
+    prompt_tokens: int = 0
+
+
+JOINED_CHARS = 8192
+
+
+def join_deltas(first: int, events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
+    """Yield (number, event) with adjacent deltas of one kind joined, each under its last number.
+
+    For a follower that lags. `first` is the number of `events[0]`. A joined delta has at most about
+    JOINED_CHARS characters.
+    """
+    texts: list[Delta] = []
+    size = 0
+    for number, event in enumerate(events, first):
+        if texts and (type(event) is not type(texts[0]) or size >= JOINED_CHARS):
+            yield number - 1, type(texts[0])("".join(texts))
+            texts, size = [], 0
+        if isinstance(event, (TextDelta, ReasoningDelta)):
+            texts.append(event)
+            size += len(event)
+        else:
+            yield number, event
+    if texts:
+        yield first + len(events) - 1, type(texts[0])("".join(texts))

@@ -1,0 +1,227 @@
+"""What passes between a worker and an engine, and the transcript that turns it into events."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from internal.biz.errors import SluiceError
+from internal.biz.events import (
+    Delta,
+    Event,
+    ItemAdded,
+    ItemDone,
+    PartAdded,
+    PartDone,
+    ReasoningDelta,
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseFailed,
+    ResponseIncomplete,
+    ResponseInProgress,
+    TextDelta,
+    TextDone,
+)
+from internal.biz.models import (
+    Failure,
+    ItemKind,
+    Message,
+    OutputItem,
+    Request,
+    Response,
+    Settings,
+    Status,
+    Usage,
+)
+
+
+class Job:
+    """One response for an engine to generate.
+
+    `emitted` is the text that an earlier attempt has already said: the engine goes on behind it.
+    """
+
+    __slots__ = ("emitted", "messages", "response_id", "settings")
+
+    def __init__(
+        self,
+        response_id: str,
+        messages: tuple[Message, ...],
+        settings: Settings,
+        emitted: str = "",
+    ) -> None:
+        self.response_id = response_id
+        self.messages = messages
+        self.settings = settings
+        self.emitted = emitted
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "max_output_tokens"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A request handed to a worker. `attempt` counts from 1; `emitted` is what its log holds already;
+    `receipt` is the queue's own, to find the delivery by."""
+
+    request: Request
+    attempt: int
+    emitted: Sequence[Event]
+    receipt: object
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Progress of the prompt: `done` of `total` tokens."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last thing an engine says of a job. `error` goes with FinishReason.ERROR."""
+
+    reason: FinishReason
+    usage: Usage = Usage()
+    error: SluiceError | None = None
+
+
+Output = TextDelta | ReasoningDelta | Prefilled | Finished
+Chunk = tuple[Job, Output]
+"""What an engine says of a job: the very object that was submitted, so that nobody has to look it up.
+A step of an engine is a list of chunks, in order for each job."""
+
+
+class Transcript(Job):
+    """A job, and the events that what the engine says of it becomes.
+
+    `events` are those that wait to be appended to the log, the first of which has `number`: it is an
+    Append too. One object is all of these because a step touches thousands of them, and what that costs
+    is memory that is not in the cache. Bound: holds the text of one response, as its log does.
+    """
+
+    __slots__ = (
+        "_index",
+        "_items",
+        "_kind",
+        "_started",
+        "_texts",
+        "attempt",
+        "events",
+        "number",
+        "receipt",
+        "request",
+    )
+
+    def __init__(self, delivery: Delivery) -> None:
+        request = delivery.request
+        super().__init__(request.response_id, request.messages, request.settings)
+        self.request = request
+        self.attempt = delivery.attempt
+        self.receipt = delivery.receipt
+        self.number = len(delivery.emitted)
+        self.events: tuple[Event, ...] = ()
+        self._started = False
+        self._items: list[OutputItem] = []
+        self._kind: type[Delta] | None = None
+        self._index = 0
+        self._texts: list[str] = []
+        for event in delivery.emitted:
+            self._replay(event)
+        if self._kind is TextDelta:
+            self.emitted = "".join(self._texts)
+
+    def _replay(self, event: Event) -> None:
+        match event:
+            case ResponseInProgress():
+                self._started = True
+            case ItemAdded(kind):
+                self._kind = TextDelta if kind is ItemKind.MESSAGE else ReasoningDelta
+            case TextDelta() | ReasoningDelta():
+                self._texts.append(event)
+            case ItemDone(item):
+                self._items.append(item)
+                self._index += 1
+                self._kind = None
+                self._texts = []
+
+    def start(self) -> None:
+        """Say that generation begins, unless an earlier attempt said so."""
+        if self._started:
+            return
+        self._started = True
+        response = Response.of(self.request, Status.IN_PROGRESS)
+        self.events += (ResponseCreated(response), ResponseInProgress(response))
+
+    def add(self, delta: Delta) -> None:
+        """Add what the engine said. Called once per token."""
+        if type(delta) is not self._kind:
+            self._open_item(type(delta))
+        self._texts.append(delta)
+        if self.events:
+            self.events += (delta,)
+        else:
+            self.events = (delta,)
+
+    def _open_item(self, kind: type[Delta]) -> None:
+        self._close_item(Status.COMPLETED)
+        self._kind = kind
+        item = ItemKind.MESSAGE if kind is TextDelta else ItemKind.REASONING
+        self.events += (ItemAdded(item, self._index), PartAdded(item, self._index))
+
+    def _close_item(self, status: Status) -> None:
+        if self._kind is None:
+            return
+        kind = ItemKind.MESSAGE if self._kind is TextDelta else ItemKind.REASONING
+        text, index = "".join(self._texts), self._index
+        item = OutputItem(kind, text, status)
+        self._items.append(item)
+        self.events += (
+            TextDone(kind, text, index),
+            PartDone(kind, text, index),
+            ItemDone(item, index),
+        )
+        self._kind = None
+        self._texts = []
+        self._index += 1
+
+    def finish(self, end: Finished) -> Response:
+        """Say how the response ended; returns it."""
+        complete = end.reason is FinishReason.STOP
+        self._close_item(Status.COMPLETED if complete else Status.INCOMPLETE)
+        event = _terminal(self.request, end, tuple(self._items))
+        self.events += (event,)
+        return event.response
+
+
+def _terminal(
+    request: Request, end: Finished, output: tuple[OutputItem, ...]
+) -> ResponseCompleted | ResponseIncomplete | ResponseFailed:
+    """The event that ends a response for the reason of `end`."""
+    match end.reason:
+        case FinishReason.STOP:
+            response = Response.of(
+                request, Status.COMPLETED, output=output, usage=end.usage, completed_at=time.time()
+            )
+            return ResponseCompleted(response)
+        case FinishReason.ERROR:
+            error = end.error or SluiceError("the engine failed")
+            failure = Failure(error.code, error.message)
+            return ResponseFailed(
+                Response.of(request, Status.FAILED, output=output, usage=end.usage, failure=failure)
+            )
+        case reason:
+            return ResponseIncomplete(
+                Response.of(
+                    request,
+                    Status.INCOMPLETE,
+                    output=output,
+                    usage=end.usage,
+                    incomplete_reason=reason.value,
+                )
+            )

@@ -1,0 +1,60 @@
+"""Where an engine's thread hands its steps to the event loop: one call for each step, or fewer."""
+
+import asyncio
+import threading
+
+from internal.biz.generation import Chunk
+
+
+class StepInbox:
+    """A bounded inbox with any number of writing threads and one reading task.
+
+    Bound: at `max_chunks` the writing engine waits until the loop has caught up. Steps that arrive
+    while the loop is busy are handed over together.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_chunks: int = 4096) -> None:
+        self._loop = loop
+        self._max_chunks = max_chunks
+        self._chunks: list[Chunk] = []
+        self._room = threading.Condition()
+        self._called = False
+        self._closed = False
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, step: list[Chunk]) -> None:
+        """Hand over the chunks of one step. Dropped after `close`."""
+        with self._room:
+            while len(self._chunks) >= self._max_chunks and not self._closed:
+                self._room.wait()
+            if self._closed:
+                return
+            self._chunks += step
+            if self._called:
+                return
+            self._called = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> list[Chunk]:
+        """Everything that was handed over since the last call; waits when there is nothing."""
+        while not self._chunks:
+            self._reader = self._loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        with self._room:
+            chunks, self._chunks = self._chunks, []
+            self._called = False
+            self._room.notify_all()
+        return chunks
+
+    def close(self) -> None:
+        """Let waiting engines go; what they hand over from now on is dropped."""
+        with self._room:
+            self._closed = True
+            self._room.notify_all()

@@ -1,0 +1,145 @@
+"""The values that travel between the layers: messages, requests, responses. All immutable."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    content: str
+
+
+class Status(StrEnum):
+    """Where a response stands: queued → in_progress → one of the other four."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Truncation(StrEnum):
+    """What happens to a prompt that does not fit: oldest turns dropped, or an error."""
+
+    AUTO = "auto"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the client asked for, beside the messages. None means the model's default.
+
+    `temperature` is 0 to 2, `top_p` 0 to 1, `max_output_tokens` at least 1.
+    """
+
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    truncation: Truncation = Truncation.DISABLED
+    store: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a worker needs to generate one response. `created_at` is Unix seconds."""
+
+    response_id: str
+    model: str
+    user: str
+    created_at: float
+    messages: tuple[Message, ...]
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one response. `cached` is the part of `input` that was not prefilled anew."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class ItemKind(StrEnum):
+    MESSAGE = "message"
+    REASONING = "reasoning"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputItem:
+    """One finished piece of a response's output: a message, or the reasoning before it."""
+
+    kind: ItemKind
+    text: str
+    status: Status = Status.COMPLETED
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a response failed: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response as it stood at one moment. Times are Unix seconds."""
+
+    id: str
+    model: str
+    user: str
+    created_at: float
+    settings: Settings
+    status: Status
+    output: tuple[OutputItem, ...] = ()
+    usage: Usage | None = None
+    failure: Failure | None = None
+    incomplete_reason: str | None = None
+    completed_at: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        status: Status,
+        *,
+        output: tuple[OutputItem, ...] = (),
+        usage: Usage | None = None,
+        failure: Failure | None = None,
+        incomplete_reason: str | None = None,
+        completed_at: float | None = None,
+    ) -> "Response":
+        """How the response to `request` stands."""
+        return cls(
+            request.response_id,
+            request.model,
+            request.user,
+            request.created_at,
+            request.settings,
+            status,
+            output,
+            usage,
+            failure,
+            incomplete_reason,
+            completed_at,
+        )
+
+    @property
+    def text(self) -> str:
+        """What the model said, without its reasoning."""
+        return "".join(item.text for item in self.output if item.kind is ItemKind.MESSAGE)

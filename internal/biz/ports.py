@@ -1,0 +1,192 @@
+"""What the rules need from outside: the queue, the history, the engines, the sockets, the meters.
+
+Adapters in `data`, `generator`, `server` and `metrics` implement these.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from internal.biz.events import Event, QueueUpdate
+from internal.biz.generation import Chunk, Delivery, Job
+from internal.biz.log import Cursor, Follower
+from internal.biz.models import Message, Request, Response, Status
+
+
+class Append(Protocol):
+    """Events for one log: the first has `number`; `attempt` and `receipt` are the delivery's.
+
+    Read only during the call that it is passed to.
+    """
+
+    @property
+    def response_id(self) -> str: ...
+
+    @property
+    def attempt(self) -> int: ...
+
+    @property
+    def receipt(self) -> object: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def events(self) -> Sequence[Event]: ...
+
+
+class Consumer(Protocol):
+    """The side of a worker that the queue talks to."""
+
+    def revoke(self, response_id: str) -> None:
+        """Stop generating this response: its user cancelled it, or it belongs to another worker now."""
+
+
+class Queue(Protocol):
+    """Passes requests to workers, and events back through one log for each response."""
+
+    async def publish(self, request: Request) -> None:
+        """Open the log with `response.queued` and let a worker claim the request.
+
+        Raises Unavailable when `max_pending` requests wait already.
+        """
+
+    async def claim(self, model: str, consumer: Consumer) -> Delivery:
+        """The next request for `model`, fair between users. Waits; cancelling loses nothing."""
+
+    async def append(self, step: Sequence[Append]) -> Sequence[str]:
+        """Write the events of one step, all responses at once.
+
+        Returns the ids of those that were refused: the caller must stop generating them.
+        """
+
+    def announce(self, response_id: str, update: QueueUpdate) -> None:
+        """Tell the followers something that does not enter the log. May be lost."""
+
+    async def ack(self, delivery: Delivery) -> None:
+        """The response has ended and its result is stored."""
+
+    async def retry(self, delivery: Delivery, reason: str) -> None:
+        """Give the request back for another attempt; after `max_attempts` it is a dead letter."""
+
+    async def cancel(self, response_id: str) -> None:
+        """Stop a response, waiting or running; its log ends with `response.incomplete`.
+
+        Harmless when it has ended. Raises NotFound.
+        """
+
+    async def follow(
+        self, response_id: str, after: int, follower: Follower, *, queue_updates: bool = False
+    ) -> Cursor:
+        """Follow a log behind event number `after` (-1: from the start).
+
+        With `queue_updates` the follower is also told when its place in the queue changes.
+        Raises NotFound, and InvalidRequest when `after` is past the end.
+        """
+
+    async def followers(self, response_id: str) -> int:
+        """How many follow a response that still runs; 0 when it has ended or is unknown."""
+
+    def depth(self, model: str) -> int:
+        """How many requests for `model` wait."""
+
+
+class History(Protocol):
+    """Finished turns, so that a response can continue an earlier one."""
+
+    async def messages(self, response_id: str) -> tuple[Message, ...]:
+        """The whole dialogue up to and including this response.
+
+        Raises NotFound, and Conflict while the response still runs.
+        """
+
+    async def begin(self, request: Request, turn: tuple[Message, ...]) -> None:
+        """Store the user's turn before the request is published. Idempotent."""
+
+    async def finish(self, responses: Sequence[Response]) -> None:
+        """Store how responses ended, before they are acked. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do: tokens of context (0: no limit), responses at a time."""
+
+    context_length: int
+    slots: int
+
+
+class Sink(Protocol):
+    """Takes the chunks of one engine step, from any thread. May block the engine while the loop lags."""
+
+    def put(self, step: list[Chunk]) -> None: ...
+
+
+Progress = Callable[[float], None]
+"""Told how much of a model is loaded, 0 to 1, from any thread."""
+
+
+class Generator(Protocol):
+    """An engine. It never runs on the event loop's thread."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Valid once `start` has returned."""
+
+    async def start(self, sink: Sink, progress: Progress) -> None:
+        """Load the model. Raises GenerationFailed with what to do about it."""
+
+    def submit(self, job: Job) -> None:
+        """Begin a job; at most `slots` at a time. Returns at once; all else is said through the sink."""
+
+    def cancel(self, response_id: str) -> None:
+        """End a job within one step with FinishReason.CANCELLED. Unknown ids are ignored."""
+
+    async def stop(self) -> None:
+        """End the engine's threads. Jobs that still run end without a word."""
+
+
+class Connection(Protocol):
+    """One socket, as a session sees it."""
+
+    @property
+    def remote(self) -> str:
+        """The peer's address."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What the transport still holds."""
+
+    def frame(self, payloads: Sequence[bytes]) -> bytes:
+        """Each payload as one text frame, to be given to `write`; empty when the socket closes."""
+
+    def write(self, frames: bytes) -> bool:
+        """Write what `frame` returned.
+
+        True when the transport now holds more than its high-water mark: `drain` before the next one.
+        """
+
+    def ping(self) -> None: ...
+
+    async def drain(self) -> None:
+        """Return when the transport is no longer congested. Raises ConnectionError when it is lost."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame, and end the connection also when the peer does not answer."""
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+
+
+class Meter(Protocol):
+    """What the rules count. Nothing here is called once per token."""
+
+    def session_opened(self) -> None: ...
+
+    def session_closed(self, code: int) -> None: ...
+
+    def response_ended(self, model: str, status: Status, seconds: float) -> None: ...
+
+    def first_token(self, model: str, seconds: float) -> None: ...
+
+    def token_gap(self, model: str, seconds: float, tokens: int) -> None:
+        """`tokens` responses got a token this long after their last one: once per engine step."""

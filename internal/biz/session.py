@@ -1,0 +1,414 @@
+"""The dialogue on one WebSocket: what the client asked for, and the responses it follows.
+
+Knows commands and events, not frames or JSON: a codec translates. A session is cheap while it idles
+(100,000 of them share a machine), so whatever it may never need is made on first use.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from internal.biz.chat import Ask, Chat
+from internal.biz.close import CloseCode
+from internal.biz.errors import InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
+from internal.biz.events import Event, QueueUpdate, ResponseFailed, join_deltas
+from internal.biz.flusher import Flusher
+from internal.biz.log import Cursor
+from internal.biz.models import Settings, Truncation
+from internal.biz.ports import Connection
+
+EVENTS_PER_WRITE = 128
+BYTES_PER_WRITE = 65536
+"""Bounds of one write for each response: what is more waits until the transport has room."""
+EVENTS_PER_JOIN = 4096
+"""How far a lagging follower catches up in one write; adjacent deltas are joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Ask a model. Requests of one lane run one after another, lanes run side by side."""
+
+    ask: Ask
+    lane: str | None = None
+    queue_updates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    response_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Follow a response again, behind event number `after` (-1: from the start)."""
+
+    response_id: str
+    after: int = -1
+    lane: str | None = None
+    queue_updates: bool = False
+
+
+Command = Create | Cancel | Resume
+
+
+class Codec(Protocol):
+    """One dialect: client frames to commands, events to payloads. Has no state."""
+
+    continues: bool
+    """True when every message continues the dialogue of the socket."""
+
+    def decode(self, data: bytes) -> Command:
+        """Raises InvalidRequest."""
+
+    def lane(self, data: bytes) -> str | None:
+        """The lane that a frame was for which could not be carried out, if that can be told."""
+
+    def encode(self, cursor: Cursor, number: int, events: Sequence[Event]) -> list[bytes]:
+        """What `events`, the first of which has `number`, are in this dialect: a payload per frame."""
+
+    def encode_update(self, cursor: Cursor, update: QueueUpdate) -> bytes | None: ...
+
+    def encode_error(self, error: SluiceError, lane: str | None) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """`max_in_flight`: responses running or waiting in one session. `write_timeout_s`: how long a write
+    may make no progress (0: for ever)."""
+
+    max_in_flight: int
+    write_timeout_s: float
+
+
+class _Lane:
+    """Requests that run one after another; `response_id` is the one that runs."""
+
+    __slots__ = ("response_id", "starting", "waiting")
+
+    def __init__(self) -> None:
+        self.response_id: str | None = None
+        self.starting = True
+        self.waiting: deque[Create] | None = None
+
+
+class Session:
+    """One client's dialogue. Implements Follower, Flushable and Pingable.
+
+    Owns its writer and starter tasks; `close` ends them. Bound: `max_in_flight` responses followed or
+    waiting; what a slow client has not read stays in the logs.
+    """
+
+    __slots__ = (
+        "_chat",
+        "_codec",
+        "_cursors",
+        "_dirty",
+        "_flusher",
+        "_lanes",
+        "_last_response_id",
+        "_limits",
+        "_tasks",
+        "_writer",
+        "closed",
+        "connection",
+        "draining",
+        "session_id",
+        "unanswered_ping",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        connection: Connection,
+        codec: Codec,
+        chat: Chat,
+        flusher: Flusher,
+        limits: SessionLimits,
+    ) -> None:
+        self.session_id = session_id
+        self.connection = connection
+        self.closed = False
+        self.draining = False
+        self.unanswered_ping = 0
+        self._codec = codec
+        self._chat = chat
+        self._flusher = flusher
+        self._limits = limits
+        self._dirty = False
+        self._cursors: tuple[Cursor, ...] = ()
+        self._lanes: dict[str | None, _Lane] | None = None
+        self._tasks: set[asyncio.Task[None]] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._last_response_id: str | None = None
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────
+
+    async def receive(self, data: bytes) -> None:
+        """Carry out one frame of the client. What is wrong with it is told to the client.
+
+        Waits while the client does not read what it was sent.
+        """
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
+        try:
+            match self._codec.decode(data):
+                case Create() as create:
+                    await self._create(create)
+                case Resume() as resume:
+                    await self._resume(resume)
+                case Cancel(response_id):
+                    await self._chat.cancel(response_id)
+        except SluiceError as error:
+            self.tell(error, self._codec.lane(data))
+
+    def tell(self, error: SluiceError, lane: str | None = None) -> None:
+        """Send an error."""
+        self._send([self._codec.encode_error(error, lane)])
+
+    async def _create(self, create: Create) -> None:
+        self._require_room()
+        if self.draining:
+            raise Unavailable("the server is restarting; connect again in a moment", code="restarting")
+        if self._lanes is None:
+            self._lanes = {}
+        lane = self._lanes.get(create.lane)
+        if lane is None:
+            self._lanes[create.lane] = lane = _Lane()
+            await self._start(lane, create)
+        else:
+            if lane.waiting is None:
+                lane.waiting = deque()
+            lane.waiting.append(create)
+
+    def _require_room(self) -> None:
+        if self.in_flight >= self._limits.max_in_flight:
+            raise TooManyRequests(
+                f"this connection has {self.in_flight} messages in flight already, "
+                f"the most that is allowed; wait for an answer first",
+                code="too_many_in_flight",
+            )
+
+    @property
+    def in_flight(self) -> int:
+        """Responses followed, plus messages that wait for their turn."""
+        count = len(self._cursors)
+        if self._lanes:
+            for lane in self._lanes.values():
+                count += lane.starting + (len(lane.waiting) if lane.waiting else 0)
+        return count
+
+    async def _start(self, lane: _Lane, create: Create) -> None:
+        """Submit what stands at the head of a lane; when that fails, tell why and try the next."""
+        following: Create | None = create
+        while following is not None:
+            create, following = following, None
+            lane.starting = True
+            try:
+                await self._submit(lane, create)
+            except SluiceError as error:
+                self.tell(error, create.lane)
+                following = lane.waiting.popleft() if lane.waiting else None
+            finally:
+                lane.starting = False
+        if lane.response_id is None and self._lanes is not None:
+            self._lanes.pop(create.lane, None)
+
+    async def _submit(self, lane: _Lane, create: Create) -> None:
+        ask = create.ask
+        if self._codec.continues:
+            ask = self._continued(ask)
+        try:
+            response_id = await self._chat.submit(self.session_id, ask)
+        except NotFound as error:
+            if not (self._codec.continues and error.param == "previous_response_id"):
+                raise
+            # The dialogue idled so long that its history is gone: it begins anew.
+            self._last_response_id = None
+            response_id = await self._chat.submit(self.session_id, create.ask)
+        lane.response_id = response_id
+        await self._follow(response_id, -1, create.lane, create.queue_updates)
+
+    def _continued(self, ask: Ask) -> Ask:
+        previous = self._last_response_id
+        settings = Settings(previous_response_id=previous, truncation=Truncation.AUTO)
+        return Ask(ask.turn, ask.model, settings)
+
+    async def _resume(self, resume: Resume) -> None:
+        self._require_room()
+        if any(cursor.response_id == resume.response_id for cursor in self._cursors):
+            raise InvalidRequest(f"this connection follows {resume.response_id} already", param="response_id")
+        await self._follow(resume.response_id, resume.after, resume.lane, resume.queue_updates)
+
+    async def _follow(self, response_id: str, after: int, lane: str | None, queue_updates: bool) -> None:
+        cursor = await self._chat.follow(response_id, after, self, queue_updates=queue_updates)
+        cursor.lane = lane
+        self._cursors += (cursor,)
+        self.wake()
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────
+
+    def wake(self) -> None:
+        """There is more in a log that this session follows."""
+        if not self._dirty:
+            self._dirty = True
+            self._flusher.add(self)
+
+    def queue_update(self, cursor: Cursor, update: QueueUpdate) -> None:
+        # Whoever lags hears only the events: an update is soon out of date.
+        if self._writer is None and not cursor.pending:
+            payload = self._codec.encode_update(cursor, update)
+            if payload is not None:
+                self._send([payload])
+
+    def collect(self) -> bytes:
+        """All ready events, encoded and framed, for one write; none while the writer task is at work."""
+        self._dirty = False
+        if self._writer is not None:
+            return b""
+        payloads: list[bytes] = []
+        more = done = False
+        for cursor in self._cursors:
+            log, number = cursor.log, cursor.next_number
+            if number + 1 == len(log.events) and not log.ended:  # nearly always
+                cursor.next_number = number + 1
+                payloads += self._codec.encode(cursor, number, log.events[number:])
+                continue
+            events = cursor.take(EVENTS_PER_WRITE, BYTES_PER_WRITE)
+            payloads += self._codec.encode(cursor, number, events)
+            more = more or cursor.pending > 0
+            done = done or cursor.done
+        if done:
+            self._drop_finished()
+        if more:
+            self.lag()
+        return self.connection.frame(payloads) if payloads else b""
+
+    def _send(self, payloads: list[bytes]) -> None:
+        frames = self.connection.frame(payloads)
+        if frames and self.connection.write(frames):
+            self.lag()
+
+    def lag(self) -> None:
+        """The client is behind: the writer task takes over until it has caught up."""
+        if self._writer is None and not self.closed:
+            self._writer = asyncio.create_task(self._write_backlog())
+
+    async def _write_backlog(self) -> None:
+        """Write at the client's pace, adjacent deltas joined, until it has caught up."""
+        try:
+            while await self._drained():
+                if not self._write_joined():
+                    return
+            reason = "reading too slowly; connect again and resume"
+            self.connection.close(CloseCode.WRITE_DEADLINE, reason)
+        except ConnectionError:
+            return
+        finally:
+            self._writer = None
+
+    async def _drained(self) -> bool:
+        """Wait until the transport has room. False when nothing moved for the write deadline."""
+        connection = self.connection
+        while True:
+            before = connection.buffered_bytes
+            try:
+                async with asyncio.timeout(self._limits.write_timeout_s or None):
+                    await connection.drain()
+                return True
+            except TimeoutError:
+                if connection.buffered_bytes >= before:
+                    return False
+
+    def _write_joined(self) -> bool:
+        """Write the next part of the backlog; False when it is gone and the client keeps up."""
+        payloads: list[bytes] = []
+        for cursor in self._cursors:
+            number = cursor.next_number
+            events = cursor.take(EVENTS_PER_JOIN, BYTES_PER_WRITE)
+            for last, event in join_deltas(number, events):
+                payloads += self._codec.encode(cursor, last, [event])
+        self._drop_finished()
+        frames = self.connection.frame(payloads) if payloads else b""
+        congested = bool(frames) and self.connection.write(frames)
+        return congested or any(cursor.pending for cursor in self._cursors)
+
+    def _drop_finished(self) -> None:
+        """Let go of the responses that were written to their end, and start what waited for them."""
+        finished = [cursor for cursor in self._cursors if cursor.done]
+        if not finished:
+            return
+        self._cursors = tuple(cursor for cursor in self._cursors if not cursor.done)
+        for cursor in finished:
+            cursor.close()
+            lane = self._lanes.get(cursor.lane) if self._lanes else None
+            if self._lanes is None or lane is None or lane.response_id != cursor.response_id:
+                continue
+            if not isinstance(cursor.log.events[-1], ResponseFailed):
+                self._last_response_id = cursor.response_id
+            lane.response_id = None
+            if lane.waiting:
+                self._spawn_start(lane, lane.waiting.popleft())
+            else:
+                del self._lanes[cursor.lane]
+
+    def _spawn_start(self, lane: _Lane, create: Create) -> None:
+        if self.closed:
+            return
+        lane.starting = True
+        if self._tasks is None:
+            self._tasks = set()
+        task = asyncio.create_task(self._start(lane, create))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing is in flight and everything was handed to the transport."""
+        return not self.in_flight and self._writer is None
+
+    def drain(self) -> None:
+        """Take no new requests; those that wait are refused, those that run finish."""
+        self.draining = True
+        for name, lane in (self._lanes or {}).items():
+            waiting, lane.waiting = lane.waiting or deque(), None
+            for _ in waiting:
+                self.tell(
+                    Unavailable("the server is restarting; connect again in a moment", code="restarting"),
+                    name,
+                )
+
+    def ping(self) -> bool:
+        if self._writer is not None:
+            return False
+        self.connection.ping()
+        return True
+
+    def pong(self) -> None:
+        self.unanswered_ping = 0
+
+    def lost(self) -> None:
+        self.connection.abort()
+
+    async def close(self) -> list[str]:
+        """End the session's tasks, stop following. Returns the responses that it followed and that run.
+
+        The socket is the connection's business.
+        """
+        self.closed = True
+        tasks = [*(self._tasks or ()), *([self._writer] if self._writer else ())]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        running = []
+        for cursor in self._cursors:
+            cursor.close()
+            if not cursor.log.ended:
+                running.append(cursor.response_id)
+        self._cursors = ()
+        self._lanes = None
+        return running

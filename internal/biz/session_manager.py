@@ -1,0 +1,161 @@
+"""All sessions of this process: who may come in, what becomes of their responses, how they end."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from internal.biz.chat import Chat
+from internal.biz.close import CloseCode
+from internal.biz.errors import SluiceError, TooManyRequests, Unavailable
+from internal.biz.flusher import Flusher
+from internal.biz.heartbeat import Heartbeat
+from internal.biz.ids import new_id
+from internal.biz.ports import Connection, Meter
+from internal.biz.session import Codec, Session, SessionLimits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerLimits:
+    """Connections in all and per address (0: no limit), and what a disconnect does.
+
+    With `cancel_on_disconnect` a response is stopped `grace_s` after its last follower left; otherwise
+    it goes on to its end.
+    """
+
+    max_connections: int
+    max_connections_per_ip: int
+    cancel_on_disconnect: bool
+    grace_s: float
+
+
+class SessionManager:
+    """Opens, counts, pings and closes sessions."""
+
+    def __init__(
+        self,
+        chat: Chat,
+        flusher: Flusher,
+        heartbeat: Heartbeat,
+        meter: Meter,
+        limits: ManagerLimits,
+        session_limits: SessionLimits,
+    ) -> None:
+        self._chat = chat
+        self._flusher = flusher
+        self._heartbeat = heartbeat
+        self._meter = meter
+        self._limits = limits
+        self._session_limits = session_limits
+        self._sessions: dict[Session, float] = {}
+        self._per_ip: Counter[str] = Counter()
+        self._orphans: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, connection: Connection, codec: Codec) -> Session:
+        """A session for a new connection. Raises Unavailable or TooManyRequests."""
+        limits, remote = self._limits, connection.remote
+        if self.draining:
+            raise Unavailable("the server is restarting", code="restarting")
+        if limits.max_connections and len(self._sessions) >= limits.max_connections:
+            raise Unavailable("the server has as many connections as it takes; try again later")
+        if limits.max_connections_per_ip and self._per_ip[remote] >= limits.max_connections_per_ip:
+            raise TooManyRequests("too many connections from your address")
+        session = Session(new_id("sess"), connection, codec, self._chat, self._flusher, self._session_limits)
+        self._sessions[session] = time.monotonic()
+        self._per_ip[remote] += 1
+        self._heartbeat.add(session)
+        self._meter.session_opened()
+        log.debug("session opened", extra={"session": session.session_id, "remote": remote})
+        return session
+
+    async def close(self, session: Session, code: int) -> None:
+        """Forget a session whose connection has ended with `code`."""
+        opened_at = self._sessions.pop(session)
+        remote = session.connection.remote
+        self._per_ip[remote] -= 1
+        if not self._per_ip[remote]:
+            del self._per_ip[remote]
+        for response_id in await session.close():
+            self._orphan(response_id)
+        self._meter.session_closed(code)
+        seconds = time.monotonic() - opened_at
+        log.debug(
+            "session closed",
+            extra={"session": session.session_id, "code": code, "seconds": round(seconds, 3)},
+        )
+        if self.draining:
+            self._changed.set()
+
+    def _orphan(self, response_id: str) -> None:
+        """A response lost a follower: stop it after the grace, unless somebody follows it then."""
+        if not self._limits.cancel_on_disconnect:
+            return
+        if (earlier := self._orphans.pop(response_id, None)) is not None:
+            earlier.cancel()
+        loop = asyncio.get_running_loop()
+        self._orphans[response_id] = loop.call_later(self._limits.grace_s, self._cancel_orphan, response_id)
+
+    def _cancel_orphan(self, response_id: str) -> None:
+        del self._orphans[response_id]
+        task = asyncio.create_task(self._chat.cancel_unfollowed(response_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, SluiceError):
+                raise error
+            log.warning("could not stop an abandoned response", extra={"code": error.code})
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let running responses finish, then close every session with 1012."""
+        self.draining = True
+        for session in self._sessions:
+            session.drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not all(session.idle for session in self._sessions):
+                    # Sessions do not tell when they fall idle; a shutdown can afford to look.
+                    await _wait(self._changed, 0.05)
+        except TimeoutError:
+            busy = sum(not session.idle for session in self._sessions)
+            log.warning("shutdown timeout", extra={"unfinished_sessions": busy})
+        await self.close_all(CloseCode.RESTART, "the server is restarting; connect again")
+
+    async def close_all(self, code: CloseCode, reason: str) -> None:
+        """Close every session, and wait until they have ended."""
+        self.draining = True
+        for session in self._sessions:
+            session.connection.close(code, reason)
+        while self._sessions:
+            # Each ends within the connection's own close timeout.
+            await _wait(self._changed, 1.0)
+
+    async def stop(self) -> None:
+        """End the timers and tasks."""
+        self._heartbeat.stop()
+        for handle in self._orphans.values():
+            handle.cancel()
+        self._orphans.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    event.clear()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

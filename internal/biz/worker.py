@@ -1,0 +1,158 @@
+"""Takes requests of one model from the queue, runs them on an engine, writes what it says into the logs.
+
+Knows engines and the queue, not who reads.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from internal.biz.events import QueueUpdate, ReasoningDelta, TextDelta
+from internal.biz.generation import Chunk, Delivery, Finished, Prefilled, Transcript
+from internal.biz.inbox import StepInbox
+from internal.biz.ports import Generator, History, Meter, Progress, Queue
+
+log = logging.getLogger(__name__)
+
+
+class _Run(Transcript):
+    """One response on the engine."""
+
+    __slots__ = ("delivery", "running", "spoke")
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__(delivery)
+        self.delivery = delivery
+        self.spoke = False
+        self.running = True
+
+
+class Worker:
+    """Runs one model. At most `slots` responses at a time, as many as the engine takes."""
+
+    def __init__(
+        self, model: str, generator: Generator, queue: Queue, history: History, meter: Meter
+    ) -> None:
+        self.model = model
+        self._generator = generator
+        self._queue = queue
+        self._history = history
+        self._meter = meter
+        self._runs: dict[str, _Run] = {}
+        self._free = asyncio.Event()
+        self._last_step_s = 0.0
+
+    async def run(self, progress: Progress) -> None:
+        """Load the model, then work until cancelled. What still runs then ends without a word."""
+        inbox = StepInbox(asyncio.get_running_loop())
+        try:
+            await self._generator.start(inbox, progress)
+            progress(1.0)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._claim_requests())
+                tasks.create_task(self._write_steps(inbox, tasks))
+        finally:
+            inbox.close()
+            await self._generator.stop()
+
+    async def _claim_requests(self) -> None:
+        slots = self._generator.capabilities.slots
+        while True:
+            while len(self._runs) >= slots:
+                self._free.clear()
+                await self._free.wait()
+            run = _Run(await self._queue.claim(self.model, self))
+            self._runs[run.response_id] = run
+            run.start()
+            if await self._append([run]):
+                self._release(run)
+                continue
+            self._generator.submit(run)
+
+    async def _append(self, runs: Sequence[_Run]) -> Sequence[str]:
+        """Write what the runs have to say; returns the ids of those that were refused."""
+        refused = await self._queue.append(runs)
+        for run in runs:
+            run.number += len(run.events)
+            run.events = ()
+        return refused
+
+    def revoke(self, response_id: str) -> None:
+        if response_id in self._runs:
+            self._generator.cancel(response_id)
+
+    def _release(self, run: _Run) -> None:
+        run.running = False
+        del self._runs[run.response_id]
+        self._free.set()
+
+    async def _write_steps(self, inbox: StepInbox, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            spoke, ended = self._read_step(await inbox.take())
+            if spoke:
+                for response_id in await self._append(spoke):
+                    self._generator.cancel(response_id)
+            for run, _ in ended:
+                self._release(run)
+            if ended:
+                tasks.create_task(self._end(ended))
+
+    def _read_step(self, step: list[Chunk]) -> tuple[list[_Run], list[tuple[_Run, Finished]]]:
+        """Turn a step into events; returns who said something and who ended. Loops once per token."""
+        spoke: list[_Run] = []
+        ended: list[tuple[_Run, Finished]] = []
+        first = 0
+        for job, output in step:
+            run: _Run = job  # type: ignore[assignment]  # a cast() would cost a call per token
+            if not run.running:
+                continue
+            kind = type(output)
+            if kind is TextDelta or kind is ReasoningDelta:
+                if not run.events:
+                    spoke.append(run)
+                    if not run.spoke:
+                        first += 1
+                        self._first_token(run)
+                run.add(output)  # type: ignore[arg-type]
+            elif isinstance(output, Finished):
+                ended.append((run, output))
+            elif isinstance(output, Prefilled):
+                self._tell_progress(run, output)
+        self._measure_gap(len(spoke) - first)
+        return spoke, ended
+
+    def _measure_gap(self, tokens: int) -> None:
+        now = time.monotonic()
+        if tokens:
+            self._meter.token_gap(self.model, now - self._last_step_s, tokens)
+        self._last_step_s = now
+
+    def _first_token(self, run: _Run) -> None:
+        run.spoke = True
+        self._meter.first_token(self.model, time.time() - run.request.created_at)
+
+    def _tell_progress(self, run: _Run, prefilled: Prefilled) -> None:
+        update = QueueUpdate(0, prefilled.done, prefilled.total)
+        self._queue.announce(run.response_id, update)
+
+    async def _end(self, ended: list[tuple[_Run, Finished]]) -> None:
+        """Store and tell how responses ended, all those of one step at once."""
+        settled = []
+        for run, end in ended:
+            if end.error is not None and end.error.retryable:
+                await self._queue.retry(run.delivery, end.error.message)
+                continue
+            if end.error is not None:
+                fields = {"response": run.response_id, "code": end.error.code}
+                log.warning("response failed", extra=fields)
+            settled.append((run, run.finish(end)))
+        # The result is stored before the log says that it is complete: whoever reads the end of the
+        # log may continue from it at once.
+        await self._history.finish([response for _, response in settled])
+        await self._append([run for run, _ in settled])
+        now = time.time()
+        for run, response in settled:
+            await self._queue.ack(run.delivery)
+            seconds = now - run.request.created_at
+            self._meter.response_ended(self.model, response.status, seconds)

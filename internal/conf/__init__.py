@@ -1,0 +1,1 @@
+"""Settings as typed models with defaults, read from YAML and the environment."""

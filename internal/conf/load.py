@@ -1,0 +1,123 @@
+"""Reads the configuration: defaults, then a YAML file, then the environment."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from internal.conf.settings import EchoModel, LlamaCppModel, Settings
+
+PREFIX = "SLUICE_"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the key, its source and what is allowed."""
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """The settings of `path`, each overridable as `SLUICE_SECTION__KEY` in `environ`.
+
+    Raises ConfigError.
+    """
+    tree = _read_file(path)
+    from_environment = _read_environment(environ, tree)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path, from_environment)) from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no configuration file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        where = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
+        problem = getattr(error, "problem", None) or "not valid"
+        raise ConfigError(f"{path}{where} is not valid YAML: {problem}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is not a mapping of sections")
+    return tree
+
+
+def _read_environment(environ: Mapping[str, str], tree: dict[str, Any]) -> dict[str, str]:
+    """Put the variables into `tree`; returns which key came from which variable."""
+    sources = {}
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        keys = variable[len(PREFIX) :].lower().split("__")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{variable} is not valid YAML: {text!r}") from error
+        section = tree
+        for key in keys[:-1]:
+            below = section.setdefault(key, {})
+            if not isinstance(below, dict):
+                raise ConfigError(f"{variable}: {key} is not a section")
+            section = below
+        section[keys[-1]] = "" if value is None else value
+        sources[".".join(keys)] = variable
+    return sources
+
+
+def _explain(error: ValidationError, path: Path, from_environment: Mapping[str, str]) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        keys = [str(part) for part in item["loc"] if part not in ("echo", "llamacpp")]
+        key = ".".join(keys)
+        source = next(
+            (name for prefix, name in from_environment.items() if f"{key}.".startswith(f"{prefix}.")),
+            str(path),
+        )
+        lines.append(f"{source}: {_complaint(key, item)}")
+    return "\n".join(lines)
+
+
+def _complaint(key: str, item: Any) -> str:
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(item["loc"])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"unknown key {key}{hint} (known here: {', '.join(known)})"
+    if not key:
+        return message
+    if item["type"] in ("missing", "value_error"):
+        return f"{key}: {message}"
+    return f"{key}: {message} (got {item['input']!r})"
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed beside the last of `loc`."""
+    model: Any = Settings
+    for part in loc[:-1]:
+        if isinstance(part, int):
+            continue
+        if part in ("echo", "llamacpp"):
+            model = _variant(part)
+            continue
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)
+
+
+def _variant(generator: str) -> type[BaseModel]:
+    variants: dict[str, type[BaseModel]] = {"echo": EchoModel, "llamacpp": LlamaCppModel}
+    return variants[generator]
+
+
+def effective(settings: Settings) -> str:
+    """The whole configuration as YAML, secrets masked. Durations are in seconds."""
+    tree = settings.model_dump(mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

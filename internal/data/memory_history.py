@@ -1,0 +1,72 @@
+"""Turns in the memory of one process. Bounded; what was not used for longest is forgotten first."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from internal.biz.errors import Conflict, NotFound
+from internal.biz.models import Message, Request, Response, Role, Status
+
+_MESSAGE_BYTES = 400
+"""What a turn costs beside its text."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    previous_id: str | None
+    messages: tuple[Message, ...]
+    size_bytes: int
+    running: bool = True
+
+
+class MemoryHistory:
+    """Implements History. Keeps at most `max_turns` turns and `max_bytes` of text (estimated)."""
+
+    def __init__(self, max_turns: int = 100_000, max_bytes: int = 256 << 20) -> None:
+        self._max_turns = max_turns
+        self._max_bytes = max_bytes
+        self._size_bytes = 0
+        self._turns: OrderedDict[str, _Turn] = OrderedDict()
+
+    async def messages(self, response_id: str) -> tuple[Message, ...]:
+        turn = self._turns.get(response_id)
+        if turn is None:
+            raise NotFound(
+                f"there is no stored response {response_id!r} to continue from",
+                code="previous_response_not_found",
+                param="previous_response_id",
+            )
+        if turn.running:
+            raise Conflict(f"response {response_id!r} has not ended yet", param="previous_response_id")
+        parts = []
+        following: str | None = response_id
+        while following is not None and (turn := self._turns.get(following)) is not None:
+            self._turns.move_to_end(following)
+            parts.append(turn.messages)
+            following = turn.previous_id
+        return tuple(message for part in reversed(parts) for message in part)
+
+    async def begin(self, request: Request, turn: tuple[Message, ...]) -> None:
+        if request.response_id in self._turns:
+            return
+        size = _MESSAGE_BYTES + sum(len(message.content) for message in turn)
+        self._turns[request.response_id] = _Turn(request.settings.previous_response_id, turn, size)
+        self._grow(size)
+
+    async def finish(self, responses: Sequence[Response]) -> None:
+        for response in responses:
+            turn = self._turns.get(response.id)
+            if turn is None or not turn.running:
+                continue
+            turn.running = False
+            text = response.text
+            if text and response.status is not Status.FAILED:
+                turn.messages += (Message(Role.ASSISTANT, text),)
+                turn.size_bytes += len(text)
+                self._grow(len(text))
+
+    def _grow(self, size_bytes: int) -> None:
+        self._size_bytes += size_bytes
+        while len(self._turns) > self._max_turns or self._size_bytes > self._max_bytes:
+            _, turn = self._turns.popitem(last=False)
+            self._size_bytes -= turn.size_bytes

@@ -1,0 +1,153 @@
+"""The echo engine: says every message back in numbered chunks. For demonstrations and load tests.
+
+It behaves as a batching engine does: one thread steps all running responses together, one chunk each.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from internal.biz.events import TextDelta
+from internal.biz.generation import Chunk, Finished, FinishReason, Job
+from internal.biz.models import Role, Usage
+from internal.biz.ports import Capabilities, Progress, Sink
+
+CACHED_CHARS = 256
+
+
+@dataclass(slots=True)
+class _Echo:
+    """A running response: what it will say, and how much of that it has said."""
+
+    job: Job
+    message: str
+    texts: Sequence[TextDelta]
+    said: int
+    complete: bool
+
+
+@dataclass(slots=True)
+class _Commands:
+    """What the event loop asked for since the last step."""
+
+    jobs: list[Job] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+
+class EchoGenerator:
+    """Implements Generator. `interval_s` 0 steps as fast as the event loop takes it."""
+
+    def __init__(self, chunks: int, interval_s: float, slots: int) -> None:
+        self._chunks = chunks
+        self._interval_s = interval_s
+        self._changed = threading.Condition()
+        self._commands = _Commands()
+        self._stopping = False
+        self._idle = True
+        self._thread: threading.Thread | None = None
+        self.capabilities = Capabilities(context_length=0, slots=slots)
+
+    async def start(self, sink: Sink, progress: Progress) -> None:
+        self._thread = threading.Thread(target=self._run, args=(sink,), name="echo", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        with self._changed:
+            self._commands.jobs.append(job)
+            if self._idle:
+                # While something runs, the next step finds the job; a wake-up for each would cost a
+                # thread switch.
+                self._changed.notify()
+
+    def cancel(self, response_id: str) -> None:
+        with self._changed:
+            self._commands.cancelled.append(response_id)
+            self._changed.notify()
+
+    async def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self, sink: Sink) -> None:
+        running: dict[str, _Echo] = {}
+        due = 0.0
+        while True:
+            with self._changed:
+                self._idle = not running
+                while not self._stopping and not self._due(running, due):
+                    self._changed.wait(due - time.monotonic() if running else None)
+                if self._stopping:
+                    return
+                commands, self._commands = self._commands, _Commands()
+            if not running:
+                due = max(due, time.monotonic())
+            step = self._begin(commands, running)
+            if time.monotonic() >= due:
+                step += self._step(running)
+                # A late step does not make the next one early.
+                due = max(due + self._interval_s, time.monotonic() + self._interval_s / 2)
+            if step:
+                sink.put(step)
+
+    def _due(self, running: dict[str, _Echo], due: float) -> bool:
+        """Whether there is something to do: a command, or the time of the next step."""
+        commands = self._commands
+        if commands.cancelled or (commands.jobs and not running):
+            return True
+        return bool(running or commands.jobs) and time.monotonic() >= due
+
+    def _begin(self, commands: _Commands, running: dict[str, _Echo]) -> list[Chunk]:
+        """Admit new jobs and end the cancelled ones."""
+        for job in commands.jobs:
+            running[job.response_id] = self._echo(job)
+        return [
+            (echo.job, Finished(FinishReason.CANCELLED, _usage(echo)))
+            for response_id in commands.cancelled
+            if (echo := running.pop(response_id, None)) is not None
+        ]
+
+    def _echo(self, job: Job) -> _Echo:
+        message = next((m.content for m in reversed(job.messages) if m.role is Role.USER), "")
+        # A load test sends one message from thousands of sessions: its chunks are made once.
+        texts = (_cached_chunks if len(message) <= CACHED_CHARS else _chunks)(message, self._chunks)
+        limit = job.settings.max_output_tokens
+        complete = limit is None or limit >= self._chunks
+        said = length = 0
+        while length < len(job.emitted):
+            length += len(texts[said])
+            said += 1
+        return _Echo(job, message, texts if complete else texts[:limit], said, complete)
+
+    def _step(self, running: dict[str, _Echo]) -> list[Chunk]:
+        """One chunk for each running response. The loop runs once per token."""
+        step: list[Chunk] = []
+        ended = []
+        for echo in running.values():
+            texts, said = echo.texts, echo.said
+            if said < len(texts):
+                step.append((echo.job, texts[said]))
+                echo.said = said = said + 1
+            if said >= len(texts):
+                ended.append(echo)
+        for echo in ended:
+            del running[echo.job.response_id]
+            reason = FinishReason.STOP if echo.complete else FinishReason.LENGTH
+            step.append((echo.job, Finished(reason, _usage(echo))))
+        return step
+
+
+def _chunks(message: str, count: int) -> tuple[TextDelta, ...]:
+    return tuple(TextDelta(f"chunk {number}: {message}") for number in range(1, count + 1))
+
+
+_cached_chunks = functools.lru_cache(maxsize=256)(_chunks)
+
+
+def _usage(echo: _Echo) -> Usage:
+    """An echo's token is a word of the message, or a chunk of the answer."""
+    return Usage(input_tokens=len(echo.message.split()), output_tokens=echo.said)

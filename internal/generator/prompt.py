@@ -1,0 +1,113 @@
+"""Chat templates: from messages to the pieces of a prompt.
+
+A template is the model's own Jinja2 text and runs in a sandbox. What people wrote is marked before it
+is rendered and comes back as pieces of its own, so that an engine can tokenise it without special
+tokens: a typed `<|im_end|>` stays text and cannot end the turn.
+"""
+
+import datetime
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from internal.biz.errors import ContextLengthExceeded, InvalidRequest
+from internal.biz.models import Message, Role, Truncation
+
+# Unicode noncharacters: they have no meaning in any text (Unicode §23.7), and are taken out of ours.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+
+
+class Piece(NamedTuple):
+    """Part of a prompt; only `special` ones may contain special tokens."""
+
+    text: str
+    special: bool
+
+
+class ChatTemplate:
+    """A compiled chat template. Raises InvalidRequest when it cannot be compiled or rendered."""
+
+    def __init__(self, source: str, **variables: str) -> None:
+        """`variables` are what templates expect beside the messages: bos_token, eos_token, …"""
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(f"the chat template does not compile: {error}") from error
+        self._variables = variables
+
+    def render(self, messages: Sequence[Message]) -> list[Piece]:
+        """The prompt up to where the assistant speaks."""
+        marked: list[dict[str, str]] = [
+            {"role": message.role.value, "content": _mark(message.content)} for message in messages
+        ]
+        try:
+            text = self._template.render(messages=marked, add_generation_prompt=True, **self._variables)
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(f"the model's chat template refuses this: {error}") from error
+        return list(_split(text))
+
+
+def _mark(content: str) -> str:
+    return _OPEN + content.replace(_OPEN, "").replace(_CLOSE, "") + _CLOSE
+
+
+def _split(text: str) -> list[Piece]:
+    pieces = []
+    for part in text.split(_OPEN):
+        content, mark, behind = part.partition(_CLOSE)
+        if mark:
+            pieces.append(Piece(content, special=False))
+            # A template that cut a message apart leaves marks without a partner: that is still content.
+            *orphans, behind = behind.split(_CLOSE)
+            pieces += [Piece(orphan, special=False) for orphan in orphans]
+            pieces.append(Piece(behind, special=True))
+        else:
+            pieces.append(Piece(content, special=not pieces))
+    return [piece for piece in pieces if piece.text]
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)
+
+
+def fit(
+    messages: Sequence[Message],
+    truncation: Truncation,
+    limit: int,
+    tokenize: Callable[[Sequence[Message]], list[int]],
+) -> list[int]:
+    """The tokens of `messages`, at most `limit`.
+
+    With Truncation.AUTO the oldest turns are left out until the rest fits; system messages and the last
+    turn stay. Raises ContextLengthExceeded.
+    """
+    kept = list(messages)
+    tokens = tokenize(kept)
+    while len(tokens) > limit:
+        shorter = _without_oldest_turn(kept) if truncation is Truncation.AUTO else None
+        if shorter is None:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(tokens)} tokens, but this model takes {limit}", param="input"
+            )
+        kept = shorter
+        tokens = tokenize(kept)
+    return tokens
+
+
+def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
+    """Without the first user message and what follows it up to the next one; None when it is the last."""
+    starts = [i for i, message in enumerate(messages) if message.role is Role.USER]
+    if len(starts) < 2:
+        return None
+    first, second = starts[:2]
+    middle = [m for m in messages[first:second] if m.role is Role.SYSTEM]
+    return messages[:first] + middle + messages[second:]

@@ -1,0 +1,1 @@
+"""What Sluice counts and how Prometheus reads it."""

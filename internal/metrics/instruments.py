@@ -1,0 +1,132 @@
+"""The instruments, made once and passed in.
+
+What changes with every frame is a plain integer, read only when somebody scrapes: a prometheus_client
+counter costs about as much as sending the frame does in Python.
+"""
+
+import functools
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from internal.biz.models import Status
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Traffic:
+    """What went out over all sockets. Written on the event loop only."""
+
+    __slots__ = ("bytes_out", "frames_out")
+
+    def __init__(self) -> None:
+        self.frames_out = 0
+        self.bytes_out = 0
+
+
+class _WeightedHistogram:
+    """A histogram that takes many equal observations in one call."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_SECONDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, weight: int) -> None:
+        self.counts[bisect_left(_SECONDS, value)] += weight
+        self.sum += value * weight
+
+    def buckets(self) -> list[tuple[str, float]]:
+        total, rows = 0, []
+        for bound, count in zip((*_SECONDS, float("inf")), self.counts, strict=True):
+            total += count
+            rows.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+        return rows
+
+
+class Instruments(Collector):
+    """Implements Meter, and is scraped at `/metrics`."""
+
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+        self._registry = registry = CollectorRegistry()
+        self._token_gaps: dict[str, _WeightedHistogram] = {}
+        self._depths: dict[str, Callable[[], int]] = {}
+        self._sessions = Gauge("sluice_sessions", "Open WebSocket sessions", registry=registry)
+        self._closes = Counter(
+            "sluice_session_closes", "Closed sessions by close code", ["code"], registry=registry
+        )
+        self._responses = Counter(
+            "sluice_responses", "Ended responses", ["model", "status"], registry=registry
+        )
+        self._response_seconds = Histogram(
+            "sluice_response_seconds",
+            "From request to end",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "sluice_time_to_first_token_seconds",
+            "From request to first token",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.loop_lag = Histogram(
+            "sluice_event_loop_lag_seconds",
+            "How late the event loop ran a timer",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        # Looking a child up takes longer than counting; models and statuses are few.
+        self._response_counter = functools.cache(self._responses.labels)
+        self._response_timer = functools.cache(self._response_seconds.labels)
+        self._first_token_timer = functools.cache(self._first_token.labels)
+        registry.register(self)
+
+    def scrape(self) -> bytes:
+        """The text exposition format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+    def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
+        """Report how many requests for `model` wait."""
+        self._depths[model] = depth
+
+    def session_opened(self) -> None:
+        self._sessions.inc()
+
+    def session_closed(self, code: int) -> None:
+        self._sessions.dec()
+        self._closes.labels(str(code)).inc()
+
+    def response_ended(self, model: str, status: Status, seconds: float) -> None:
+        self._response_counter(model, status.value).inc()
+        self._response_timer(model).observe(seconds)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        self._first_token_timer(model).observe(seconds)
+
+    def token_gap(self, model: str, seconds: float, tokens: int) -> None:
+        gaps = self._token_gaps.get(model)
+        if gaps is None:
+            self._token_gaps[model] = gaps = _WeightedHistogram()
+        gaps.observe(seconds, tokens)
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        """Called by the registry: the instruments that are plain integers."""
+        traffic = self.traffic
+        yield CounterMetricFamily("sluice_frames_out", "Text frames written", value=traffic.frames_out)
+        yield CounterMetricFamily("sluice_bytes_out", "Bytes written in frames", value=traffic.bytes_out)
+        depths = GaugeMetricFamily("sluice_queue_depth", "Requests that wait", labels=["model"])
+        for model, depth in self._depths.items():
+            depths.add_metric([model], depth())
+        yield depths
+        gaps = HistogramMetricFamily(
+            "sluice_time_between_tokens_seconds", "Between the tokens of a response", labels=["model"]
+        )
+        for model, histogram in self._token_gaps.items():
+            gaps.add_metric([model], histogram.buckets(), histogram.sum)
+        yield gaps

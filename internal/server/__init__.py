@@ -1,0 +1,1 @@
+"""HTTP and WebSockets: sockets in, sockets out, no rules."""

@@ -1,0 +1,229 @@
+"""One WebSocket: aiohttp's handshake, parser and close; our own writes.
+
+A session's ready frames leave in one `transport.write`, past aiohttp's writer, which would write each
+alone. That needs `compress=False`, and nothing may be written after the close frame.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from aiohttp import WSMsgType, web
+from aiohttp.abc import AbstractStreamWriter
+
+from internal.biz.close import CloseCode
+from internal.biz.errors import InvalidRequest, SluiceError
+from internal.biz.session import Codec, Session
+from internal.biz.session_manager import SessionManager
+from internal.metrics.instruments import Traffic
+from internal.service.errors import close_code
+
+log = logging.getLogger(__name__)
+
+MAX_REASON_BYTES = 123
+"""RFC 6455 §5.5: a control frame has at most 125 bytes, two of which are the close code."""
+FRAMES_PER_TURN = 64
+"""After so many client frames in a row the event loop gets its turn."""
+MAX_CONTROL_FRAMES = 1000
+"""Pings and pongs that a client may send between two messages before it is a flood."""
+CLOSE_TIMEOUT_S = 5.0
+"""How long the peer of a closing connection may take before it is dropped."""
+
+
+def frame(payload: bytes) -> bytes:
+    """A final, unmasked text frame. Source: RFC 6455 §5.2."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81%c%b" % (size, payload)
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+class WebSocketConnection:
+    """Implements Connection over a prepared aiohttp response."""
+
+    __slots__ = (
+        "_buffer_bytes",
+        "_closing",
+        "_deadline",
+        "_drain",
+        "_protocol",
+        "_traffic",
+        "_transport",
+        "code",
+        "remote",
+    )
+
+    def __init__(
+        self, request: web.Request, stream: AbstractStreamWriter, traffic: Traffic, buffer_bytes: int
+    ) -> None:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client left during the handshake")
+        transport.set_write_buffer_limits(high=buffer_bytes)
+        self.remote = request.remote or ""
+        self.code = 1006
+        self._transport = transport
+        self._protocol = request.protocol
+        self._drain = stream.drain
+        self._traffic = traffic
+        self._buffer_bytes = buffer_bytes
+        self._closing = False
+        self._deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def frame(self, payloads: Sequence[bytes]) -> bytes:
+        if self._closing:
+            return b""
+        frames = frame(payloads[0]) if len(payloads) == 1 else b"".join(map(frame, payloads))
+        traffic = self._traffic
+        traffic.frames_out += len(payloads)
+        traffic.bytes_out += len(frames)
+        return frames
+
+    def write(self, frames: bytes) -> bool:
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        transport.write(frames)
+        # The same as protocol.writing_paused, without touching another object.
+        return transport.get_write_buffer_size() > self._buffer_bytes
+
+    def ping(self) -> None:
+        self._control(WSMsgType.PING, b"")
+
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping, unless the peer does not read: then it gets the answer to a later one."""
+        if not self._protocol.writing_paused:
+            self._control(WSMsgType.PONG, payload)
+
+    def _control(self, opcode: WSMsgType, payload: bytes) -> None:
+        if not self._closing and not self._transport.is_closing():
+            self._transport.write(bytes((0x80 | opcode, len(payload))) + payload)
+
+    async def drain(self) -> None:
+        await self._drain()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send the close frame. The reader then waits for the peer's, CLOSE_TIMEOUT_S at most."""
+        if self._closing:
+            return
+        text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+        self._control(WSMsgType.CLOSE, code.to_bytes(2, "big") + text.encode())
+        self.code = code
+        self._closing = True
+        self._deadline = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    def abort(self) -> None:
+        self._closing = True
+        self._transport.abort()
+
+    @property
+    def closing(self) -> bool:
+        """True once a close frame was sent: what the peer still says is not heard."""
+        return self._closing
+
+    def finish(self) -> None:
+        """The reader has ended: nothing is written from here on, what is buffered still leaves."""
+        self._closing = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if not self._transport.is_closing():
+            # So that aiohttp, which closes what a handler leaves open, does not send a second close frame.
+            self._transport.close()
+
+
+class WebSocketServer:
+    """Turns upgraded requests into sessions and reads their frames."""
+
+    def __init__(
+        self, sessions: SessionManager, traffic: Traffic, max_message_bytes: int, buffer_bytes: int
+    ) -> None:
+        self._sessions = sessions
+        self._traffic = traffic
+        self._max_message_bytes = max_message_bytes
+        self._buffer_bytes = buffer_bytes
+
+    async def serve(
+        self, request: web.Request, codec: Codec, refusal: SluiceError | None = None
+    ) -> web.StreamResponse:
+        """Upgrade, then read until the connection ends. With `refusal` it is told why and closed:
+        browsers do not show a reason when the upgrade itself is refused."""
+        ws = web.WebSocketResponse(
+            autoping=False,
+            autoclose=False,
+            compress=False,
+            max_msg_size=self._max_message_bytes,
+            decode_text=False,
+        )
+        stream = await ws.prepare(request)
+        connection = WebSocketConnection(request, stream, self._traffic, self._buffer_bytes)
+        try:
+            if refusal is not None:
+                raise refusal
+            session = self._sessions.open(connection, codec)
+        except SluiceError as error:
+            connection.close(close_code(error), error.message)
+            await _read(ws, connection, None)
+            connection.finish()
+            return ws
+        try:
+            await _read(ws, connection, session)
+        except Exception:
+            log.exception("session failed", extra={"session": session.session_id})
+            connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+        finally:
+            connection.finish()
+            await self._sessions.close(session, connection.code)
+        return ws
+
+
+async def _read(ws: web.WebSocketResponse, connection: WebSocketConnection, session: Session | None) -> None:
+    """Read frames until the connection ends; those after our close frame are thrown away."""
+    turn = controls = 0
+    while True:
+        message = await ws.receive()
+        kind = message.type
+        turn += 1
+        if turn >= FRAMES_PER_TURN:
+            turn = 0
+            await asyncio.sleep(0)
+        if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
+            controls = 0
+            if session is not None and not connection.closing:
+                await _receive(connection, session, message.data, kind is WSMsgType.TEXT)
+        elif kind is WSMsgType.PING or kind is WSMsgType.PONG:
+            controls += 1
+            if session is not None and kind is WSMsgType.PONG:
+                session.pong()
+            elif kind is WSMsgType.PING:
+                connection.pong(message.data)
+            if controls > MAX_CONTROL_FRAMES:
+                connection.close(CloseCode.TOO_MANY, "too many pings")
+        else:
+            if ws.close_code is not None and not connection.closing:
+                connection.code = ws.close_code
+                if kind is WSMsgType.CLOSE:
+                    connection.close(_echo(ws.close_code), "")
+            return
+
+
+async def _receive(connection: WebSocketConnection, session: Session, data: bytes, is_text: bool) -> None:
+    if not is_text:
+        session.tell(InvalidRequest("binary frames are not understood here; send text"))
+        return
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        connection.close(CloseCode.INVALID_UTF8, "the text is not valid UTF-8")
+        return
+    await session.receive(data)
+
+
+def _echo(code: int) -> int:
+    """The code that answers the peer's close frame; one without a code (1005) may not be sent back."""
+    return code if code >= 3000 or code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011) else 1000

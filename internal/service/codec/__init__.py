@@ -1,0 +1,1 @@
+"""Dialects: client frames to commands, events to payloads. Codecs keep no state; dicts end here."""
