@@ -73,7 +73,8 @@ async def serve(settings: Settings) -> None:
     sluice = wire.build(settings)
     runner = web.AppRunner(sluice.application, access_log=None, handle_signals=False)
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    site = web.SockSite(runner, listener, backlog=BACKLOG)
+    await site.start()
     with _stop_signal() as stop:
         progress = LoadingProgress(sluice.readiness, _shown_address(listener))
         work = asyncio.create_task(sluice.work(progress))
@@ -84,7 +85,7 @@ async def serve(settings: Settings) -> None:
             if stopped.done():
                 log.info("stopping: waiting for running answers")
                 sluice.readiness.draining = True
-                listener.close()
+                await site.stop()
                 await sluice.sessions.drain(settings.shutdown.timeout)
             stopped.cancel()
             work.cancel()
@@ -129,7 +130,7 @@ def _spare_collector() -> None:
     sessions took up to half a second. What lives since the start is not looked at again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 50, 1_000)
+    gc.set_threshold(10_000, 10, 1_000)
 
 
 if __name__ == "__main__":

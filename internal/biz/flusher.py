@@ -1,9 +1,13 @@
 """Writes each session that has news once per tick of the event loop, however often it was woken."""
 
 import asyncio
+import logging
 from typing import Protocol
 
+from internal.biz.close import CloseCode
 from internal.biz.ports import Connection
+
+log = logging.getLogger(__name__)
 
 
 class Flushable(Protocol):
@@ -33,7 +37,15 @@ class Flusher:
         dirty, self._dirty = self._dirty, []
         # All is encoded before anything is written: what the kernel does for a write pushes our code and
         # data out of the processor's caches, and encoding in between cost more than twice as much.
-        ready = [(session, data) for session in dirty if (data := session.collect())]
-        for session, data in ready:
-            if session.connection.write(data):
+        ready = []
+        for session in dirty:
+            try:
+                if frames := session.collect():
+                    ready.append((session, frames))
+            except Exception:
+                # Our bug, and this session's end; the others keep what they have collected.
+                log.exception("session failed")
+                session.connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+        for session, frames in ready:
+            if session.connection.write(frames):
                 session.lag()

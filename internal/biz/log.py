@@ -91,7 +91,7 @@ class ResponseLog:
                 f"of attempt {self.attempt}" + (" (ended)" if self.ended else "")
             )
         mine += events
-        if type(events[0]) is not TextDelta or len(events) > 1:  # nearly never
+        if len(events) != 1 or type(events[0]) is not TextDelta:  # nearly never
             self._note(number, events)
         for cursor in self.cursors:
             cursor.follower.wake()

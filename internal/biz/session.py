@@ -391,7 +391,12 @@ class Session:
         self.unanswered_ping = 0
 
     def lost(self) -> None:
-        self.connection.abort()
+        if self._writer is None:
+            self.connection.abort()
+        else:
+            # While the client lags it is the write deadline that watches: a pong may be stuck behind a
+            # message that waits until the client has caught up.
+            self.unanswered_ping = 0
 
     async def close(self) -> list[str]:
         """End the session's tasks, stop following. Returns the responses that it followed and that run.

