@@ -79,10 +79,9 @@ class FairScheduler:
 
     def expired(self, created_before: float) -> list[Request]:
         """The requests that are older than `created_before` (Unix seconds); they stay in line."""
-        found = []
-        for line in self._lines.values():
-            for request in line.values():
-                if request.created_at >= created_before:
-                    break
-                found.append(request)
-        return found
+        return [
+            request
+            for line in self._lines.values()
+            for request in line.values()
+            if request.created_at < created_before
+        ]

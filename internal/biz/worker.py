@@ -19,13 +19,15 @@ log = logging.getLogger(__name__)
 class _Run(Transcript):
     """One response on the engine."""
 
-    __slots__ = ("delivery", "running", "spoke")
+    __slots__ = ("delivery", "revoked", "running", "spoke_at_s")
 
     def __init__(self, delivery: Delivery) -> None:
         super().__init__(delivery)
         self.delivery = delivery
-        self.spoke = False
         self.running = True
+        self.revoked = False
+        self.spoke_at_s = 0.0
+        """When its last token came; 0 before the first."""
 
 
 class Worker:
@@ -41,7 +43,6 @@ class Worker:
         self._meter = meter
         self._runs: dict[str, _Run] = {}
         self._free = asyncio.Event()
-        self._last_step_s = 0.0
 
     async def run(self, progress: Progress) -> None:
         """Load the model, then work until cancelled. What still runs then ends without a word."""
@@ -69,6 +70,8 @@ class Worker:
                 self._release(run)
                 continue
             self._generator.submit(run)
+            if run.revoked:
+                self._generator.cancel(run.response_id)
 
     async def _append(self, runs: Sequence[_Run]) -> Sequence[str]:
         """Write what the runs have to say; returns the ids of those that were refused."""
@@ -79,11 +82,12 @@ class Worker:
         return refused
 
     def revoke(self, response_id: str) -> None:
-        if response_id in self._runs:
+        run = self._runs.get(response_id)
+        if run is not None:
+            run.revoked = True  # for when it is not submitted yet
             self._generator.cancel(response_id)
 
     def _release(self, run: _Run) -> None:
-        run.running = False
         del self._runs[run.response_id]
         self._free.set()
 
@@ -102,7 +106,6 @@ class Worker:
         """Turn a step into events; returns who said something and who ended. Loops once per token."""
         spoke: list[_Run] = []
         ended: list[tuple[_Run, Finished]] = []
-        first = 0
         for job, output in step:
             run: _Run = job  # type: ignore[assignment]  # a cast() would cost a call per token
             if not run.running:
@@ -111,26 +114,35 @@ class Worker:
             if kind is TextDelta or kind is ReasoningDelta:
                 if not run.events:
                     spoke.append(run)
-                    if not run.spoke:
-                        first += 1
-                        self._first_token(run)
                 run.add(output)  # type: ignore[arg-type]
             elif isinstance(output, Finished):
+                run.running = False
                 ended.append((run, output))
             elif isinstance(output, Prefilled):
                 self._tell_progress(run, output)
-        self._measure_gap(len(spoke) - first)
+        self._measure(spoke)
         return spoke, ended
 
-    def _measure_gap(self, tokens: int) -> None:
+    def _measure(self, spoke: Sequence[_Run]) -> None:
+        """Meter the tokens of a step. Nearly all of its runs spoke at the same time before, too: those are
+        counted together."""
         now = time.monotonic()
-        if tokens:
-            self._meter.token_gap(self.model, now - self._last_step_s, tokens)
-        self._last_step_s = now
+        before, tokens = now, 0
+        for run in spoke:
+            if run.spoke_at_s != before:
+                self._meter_gap(now - before, tokens)
+                before, tokens = run.spoke_at_s, 0
+            if not before:
+                waited = time.time() - run.request.created_at
+                self._meter.first_token(self.model, waited)
+            else:
+                tokens += 1
+            run.spoke_at_s = now
+        self._meter_gap(now - before, tokens)
 
-    def _first_token(self, run: _Run) -> None:
-        run.spoke = True
-        self._meter.first_token(self.model, time.time() - run.request.created_at)
+    def _meter_gap(self, seconds: float, tokens: int) -> None:
+        if tokens:
+            self._meter.token_gap(self.model, seconds, tokens)
 
     def _tell_progress(self, run: _Run, prefilled: Prefilled) -> None:
         update = QueueUpdate(0, prefilled.done, prefilled.total)

@@ -283,7 +283,9 @@ class MemoryQueue:
                     await self._fail(entry, GenerationFailed(waited, code="request_expired"))
 
     def _retire(self, entry: _Entry) -> None:
-        """Keep an ended log for those who come late, within bounds."""
+        """Keep an ended log for those who come late, within bounds. Once is enough."""
+        if entry.response_id in self._ended:
+            return
         self._ended[entry.request.response_id] = time.monotonic()
         self._ended_bytes += entry.size_bytes
         if self._ended_bytes > self._limits.max_retained_bytes:
