@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import orjson
+from aiohttp.http_exceptions import HttpProcessingError
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -34,11 +35,18 @@ class _JsonFormatter(logging.Formatter):
         return orjson.dumps(fields, default=str).decode()
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Not the tracebacks that aiohttp logs for requests that cannot be parsed: anyone could fill the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (HttpProcessingError, ConnectionError))
+
+
 def configure(level: str, form: str) -> None:
     """Send the logs of the process to stderr, as `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
     text = _TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
     handler.setFormatter(_JsonFormatter() if form == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
     # aiohttp's access log would be a line for every health check.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

@@ -2,7 +2,8 @@
 
 import asyncio
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -10,7 +11,8 @@ from aiohttp import web
 from internal.biz.chat import Chat
 from internal.biz.flusher import Flusher
 from internal.biz.heartbeat import Heartbeat
-from internal.biz.ports import Generator
+from internal.biz.models import Response
+from internal.biz.ports import Generator, History, Meter
 from internal.biz.session import SessionLimits
 from internal.biz.session_manager import ManagerLimits, SessionManager
 from internal.biz.worker import Worker
@@ -52,7 +54,7 @@ def build(settings: conf.Settings) -> Sluice:
     names = [model.name for model in settings.models]
     instruments = Instruments()
     history = MemoryHistory()
-    queue = MemoryQueue(_queue_limits(settings.queue), settle=history.finish)
+    queue = MemoryQueue(_queue_limits(settings.queue), _settle(history, instruments))
     workers = [
         Worker(model.name, _generator(model), queue, history, instruments) for model in settings.models
     ]
@@ -77,6 +79,18 @@ def build(settings: conf.Settings) -> Sluice:
     options = AppOptions(settings.server.allowed_origins, settings.server.http.timeout)
     app = App(chat, websockets, readiness, instruments, options)
     return Sluice(app.build(), sessions, readiness, queue, workers, instruments)
+
+
+def _settle(history: History, meter: Meter) -> Callable[[Sequence[Response]], Awaitable[None]]:
+    """What becomes of responses that end in the queue, where no worker stores and counts them."""
+
+    async def settle(responses: Sequence[Response]) -> None:
+        await history.finish(responses)
+        for response in responses:
+            seconds = time.time() - response.created_at
+            meter.response_ended(response.model, response.status, seconds)
+
+    return settle
 
 
 def _queue_limits(queue: conf.Queue) -> QueueLimits:

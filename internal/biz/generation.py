@@ -100,9 +100,9 @@ A step of an engine is a list of chunks, in order for each job."""
 class Transcript(Job):
     """A job, and the events that what the engine says of it becomes.
 
-    `events` are those that wait to be appended to the log, the first of which has `number`: it is an
-    Append too. One object is all of these because a step touches thousands of them, and what that costs
-    is memory that is not in the cache. Bound: holds the text of one response, as its log does.
+    `events` are those of the step at hand, the first of which has `number`: it is an Append too. One
+    object is all of these because a step touches thousands of them, and what that costs is memory that
+    is not in the cache. Bound: holds the text of one response, as its log does.
     """
 
     __slots__ = (
@@ -149,6 +149,11 @@ class Transcript(Job):
                 self._index += 1
                 self._kind = None
                 self._texts = []
+
+    def appended(self) -> None:
+        """The events were appended: what is added from now on is new."""
+        self.number += len(self.events)
+        self.events = ()
 
     def start(self) -> None:
         """Say that generation begins, unless an earlier attempt said so."""

@@ -38,6 +38,10 @@ class Append(Protocol):
 class Consumer(Protocol):
     """The side of a worker that the queue talks to."""
 
+    @property
+    def room(self) -> int:
+        """How many more responses it can run at this moment."""
+
     def revoke(self, response_id: str) -> None:
         """Stop generating this response: its user cancelled it, or it belongs to another worker now."""
 

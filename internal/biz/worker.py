@@ -6,7 +6,6 @@ Knows engines and the queue, not who reads.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 
 from internal.biz.events import QueueUpdate, ReasoningDelta, TextDelta
 from internal.biz.generation import Chunk, Delivery, Finished, Prefilled, Transcript
@@ -57,29 +56,24 @@ class Worker:
             inbox.close()
             await self._generator.stop()
 
+    @property
+    def room(self) -> int:
+        return self._generator.capabilities.slots - len(self._runs)
+
     async def _claim_requests(self) -> None:
-        slots = self._generator.capabilities.slots
         while True:
-            while len(self._runs) >= slots:
+            while self.room <= 0:
                 self._free.clear()
                 await self._free.wait()
             run = _Run(await self._queue.claim(self.model, self))
             self._runs[run.response_id] = run
             run.start()
-            if run.events and await self._append([run]):
+            if run.events and await self._queue.append([run]):
                 self._release(run)
                 continue
             self._generator.submit(run)
             if run.revoked:
                 self._generator.cancel(run.response_id)
-
-    async def _append(self, runs: Sequence[_Run]) -> Sequence[str]:
-        """Write what the runs have to say; returns the ids of those that were refused."""
-        refused = await self._queue.append(runs)
-        for run in runs:
-            run.number += len(run.events)
-            run.events = ()
-        return refused
 
     def revoke(self, response_id: str) -> None:
         run = self._runs.get(response_id)
@@ -95,7 +89,7 @@ class Worker:
         while True:
             spoke, ended = self._read_step(await inbox.take())
             if spoke:
-                for response_id in await self._append(spoke):
+                for response_id in await self._queue.append(spoke):
                     self._generator.cancel(response_id)
             for run, _ in ended:
                 self._release(run)
@@ -106,39 +100,34 @@ class Worker:
         """Turn a step into events; returns who said something and who ended. Loops once per token."""
         spoke: list[_Run] = []
         ended: list[tuple[_Run, Finished]] = []
+        now = time.monotonic()
+        before, tokens = now, 0
         for job, output in step:
             run: _Run = job  # type: ignore[assignment]  # a cast() would cost a call per token
             if not run.running:
                 continue
             kind = type(output)
             if kind is TextDelta or kind is ReasoningDelta:
-                if not run.events:
+                if run.spoke_at_s != now:  # its first chunk in this step
                     spoke.append(run)
+                    run.appended()
+                    # Nearly all of a step's runs spoke at the same time before: they are metered together.
+                    if run.spoke_at_s != before:
+                        self._meter_gap(now - before, tokens)
+                        before, tokens = run.spoke_at_s, 0
+                    if before:
+                        tokens += 1
+                    else:
+                        self._meter.first_token(self.model, time.time() - run.request.created_at)
+                    run.spoke_at_s = now
                 run.add(output)  # type: ignore[arg-type]
             elif isinstance(output, Finished):
                 run.running = False
                 ended.append((run, output))
             elif isinstance(output, Prefilled):
                 self._tell_progress(run, output)
-        self._measure(spoke)
-        return spoke, ended
-
-    def _measure(self, spoke: Sequence[_Run]) -> None:
-        """Meter the tokens of a step. Nearly all of its runs spoke at the same time before, too: those are
-        counted together."""
-        now = time.monotonic()
-        before, tokens = now, 0
-        for run in spoke:
-            if run.spoke_at_s != before:
-                self._meter_gap(now - before, tokens)
-                before, tokens = run.spoke_at_s, 0
-            if not before:
-                waited = time.time() - run.request.created_at
-                self._meter.first_token(self.model, waited)
-            else:
-                tokens += 1
-            run.spoke_at_s = now
         self._meter_gap(now - before, tokens)
+        return spoke, ended
 
     def _meter_gap(self, seconds: float, tokens: int) -> None:
         if tokens:
@@ -158,11 +147,12 @@ class Worker:
             if end.error is not None:
                 fields = {"response": run.response_id, "code": end.error.code}
                 log.warning("response failed", extra=fields)
+            run.appended()
             settled.append((run, run.finish(end)))
         # The result is stored before the log says that it is complete: whoever reads the end of the
         # log may continue from it at once.
         await self._history.finish([response for _, response in settled])
-        await self._append([run for run, _ in settled])
+        await self._queue.append([run for run, _ in settled])
         now = time.time()
         for run, response in settled:
             await self._queue.ack(run.delivery)

@@ -55,44 +55,58 @@ def _read_environment(environ: Mapping[str, str], tree: dict[str, Any]) -> dict[
         if not variable.startswith(PREFIX):
             continue
         keys = variable[len(PREFIX) :].lower().split("__")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{variable} is not valid YAML: {text!r}") from error
         section = tree
         for key in keys[:-1]:
             below = section.setdefault(key, {})
             if not isinstance(below, dict):
                 raise ConfigError(f"{variable}: {key} is not a section")
             section = below
-        section[keys[-1]] = "" if value is None else value
+        section[keys[-1]] = _value(text)
         sources[".".join(keys)] = variable
     return sources
+
+
+def _value(text: str) -> Any:
+    """A list or a mapping is YAML; everything else is taken as it stands."""
+    if text.startswith(("[", "{")):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+    return text
 
 
 def _explain(error: ValidationError, path: Path, from_environment: Mapping[str, str]) -> str:
     lines = []
     for item in error.errors(include_url=False):
-        keys = [str(part) for part in item["loc"] if part not in ("echo", "llamacpp")]
-        key = ".".join(keys)
-        source = next(
-            (name for prefix, name in from_environment.items() if f"{key}.".startswith(f"{prefix}.")),
-            str(path),
-        )
-        lines.append(f"{source}: {_complaint(key, item)}")
+        loc = _without_tag(item["loc"])
+        key = ".".join(map(str, loc))
+        source = next((name for prefix, name in from_environment.items() if _related(key, prefix)), str(path))
+        lines.append(f"{source}: {_complaint(key, loc, item)}")
     return "\n".join(lines)
 
 
-def _complaint(key: str, item: Any) -> str:
+def _without_tag(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """pydantic puts the kind of generator behind `models.N`; nobody wrote that as a key."""
+    return loc[:2] + loc[3:] if loc[:1] == ("models",) else loc
+
+
+def _related(key: str, prefix: str) -> bool:
+    return f"{key}.".startswith(f"{prefix}.") or f"{prefix}.".startswith(f"{key}.")
+
+
+def _complaint(key: str, loc: tuple[int | str, ...], item: Any) -> str:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         known = _known_keys(item["loc"])
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"unknown key {key}{hint} (known here: {', '.join(known)})"
     if not key:
         return message
-    if item["type"] in ("missing", "value_error"):
+    if item["type"] == "list_type" and isinstance(item["input"], str):
+        return f"{key}: not valid YAML"
+    if item["type"] in ("missing", "value_error") or "secret" in key:
         return f"{key}: {message}"
     return f"{key}: {message} (got {item['input']!r})"
 
@@ -100,10 +114,10 @@ def _complaint(key: str, item: Any) -> str:
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that are allowed beside the last of `loc`."""
     model: Any = Settings
-    for part in loc[:-1]:
+    for depth, part in enumerate(loc[:-1]):
         if isinstance(part, int):
             continue
-        if part in ("echo", "llamacpp"):
+        if depth == 2 and loc[0] == "models":
             model = _variant(part)
             continue
         annotation = model.model_fields[part].annotation

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -55,7 +55,7 @@ class Server(_Section):
     """`allowed_origins` empty: pages of the same host only."""
 
     http: Http = Http()
-    processes: Literal[1] = 1
+    processes: Annotated[int, Field(ge=1, le=1)] = 1
     allowed_origins: list[str] = []
 
 
@@ -131,10 +131,16 @@ class LlamaCppModel(_Model):
 Model = Annotated[EchoModel | LlamaCppModel, Field(discriminator="generator")]
 
 
-class Auth(_Section):
-    """Users are not implemented yet: `required` must be false."""
+def _not_yet(required: bool) -> bool:
+    if required:
+        raise ValueError("this version has no users yet; it must be false")
+    return required
 
-    required: Literal[False] = False
+
+class Auth(_Section):
+    """Users are not implemented yet."""
+
+    required: Annotated[bool, AfterValidator(_not_yet)] = False
     jwt_secret: SecretStr = SecretStr("")
 
 

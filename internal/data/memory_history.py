@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from internal.biz.errors import Conflict, NotFound
 from internal.biz.models import Message, Request, Response, Role, Status
 
-_MESSAGE_BYTES = 400
+_TURN_BYTES = 400
 """What a turn costs beside its text."""
 
 
@@ -49,7 +49,9 @@ class MemoryHistory:
     async def begin(self, request: Request, turn: tuple[Message, ...]) -> None:
         if request.response_id in self._turns:
             return
-        size = _MESSAGE_BYTES + sum(len(message.content) for message in turn)
+        size = _TURN_BYTES
+        for message in turn:
+            size += len(message.content)
         self._turns[request.response_id] = _Turn(request.settings.previous_response_id, turn, size)
         self._grow(size)
 

@@ -51,11 +51,13 @@ class _Entry(ResponseLog):
 class _Line:
     """The waiting requests of one model, and the workers that wait for one."""
 
-    __slots__ = ("claimers", "scheduler", "watched")
+    __slots__ = ("claimers", "room", "scheduler", "watched")
 
     def __init__(self) -> None:
         self.scheduler = FairScheduler()
         self.claimers: deque[asyncio.Future[None]] = deque()
+        self.room = 0
+        """How many requests the worker can still take: as many do not have to wait."""
         self.watched: dict[str, int] = {}
         """Last told position of the requests whose followers want to know."""
 
@@ -101,16 +103,14 @@ class MemoryQueue:
             raise Unavailable(f"{limit} requests wait already; try again in a moment", code="queue_full")
         self._entries[request.response_id] = entry = _Entry(request)
         line.scheduler.push(request)
-        position = 0
-        if not line.claimers:
-            position = line.scheduler.position(request.user, request.response_id)
-        entry.append(0, 0, [ResponseQueued(Response.of(request, Status.QUEUED), position)])
+        queued = ResponseQueued(Response.of(request, Status.QUEUED), self._position(entry))
+        entry.append(0, 0, [queued])
         self._wake_claimer(line)
 
     def _waiting(self) -> int:
         count = 0
         for line in self._lines.values():
-            count += len(line.scheduler)
+            count += max(0, len(line.scheduler) - line.room)
         return count
 
     def _wake_claimer(self, line: _Line) -> None:
@@ -122,15 +122,19 @@ class MemoryQueue:
 
     async def claim(self, model: str, consumer: Consumer) -> Delivery:
         line = self._line(model)
+        line.room = consumer.room
         while (request := line.scheduler.pop()) is None:
             claimer = asyncio.get_running_loop().create_future()
             line.claimers.append(claimer)
             try:
                 await claimer
             except asyncio.CancelledError:
+                line.room = 0
                 if claimer.done() and not claimer.cancelled():
                     self._wake_claimer(line)
                 raise
+            line.room = consumer.room
+        line.room -= 1
         entry = self._entries[request.response_id]
         entry.attempt += 1
         entry.consumer = consumer
@@ -223,7 +227,8 @@ class MemoryQueue:
 
     def _position(self, entry: _Entry) -> int:
         request = entry.request
-        return self._line(request.model).scheduler.position(request.user, request.response_id)
+        line = self._line(request.model)
+        return max(0, line.scheduler.position(request.user, request.response_id) - line.room)
 
     def _tell_positions(self) -> None:
         """Tell new positions to who asked, soon, and once for many moves."""

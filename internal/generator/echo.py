@@ -118,7 +118,7 @@ class EchoGenerator:
         limit = job.settings.max_output_tokens
         complete = limit is None or limit >= self._chunks
         said = length = 0
-        while length < len(job.emitted):
+        while length < len(job.emitted) and said < len(texts):
             length += len(texts[said])
             said += 1
         return _Echo(job, message, texts if complete else texts[:limit], said, complete)

@@ -240,7 +240,7 @@ class _Stream:
     def __init__(self, engine: LlamaCppGenerator, job: Job) -> None:
         self._engine = engine
         self._job = job
-        self._splitter = ReasoningSplitter()
+        self._splitter = ReasoningSplitter(answering=bool(job.emitted))
         self._reason = FinishReason.CANCELLED
         self._usage = Usage()
         self._error: str | None = None

@@ -6,8 +6,10 @@ tokens: a typed `<|im_end|>` stays text and cannot end the turn.
 """
 
 import datetime
+import json
+import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -34,6 +36,8 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _strftime_now
+        # Jinja's own would escape the marks, and everything else that is not ASCII.
+        environment.filters["tojson"] = _tojson
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -47,28 +51,42 @@ class ChatTemplate:
         ]
         try:
             text = self._template.render(messages=marked, add_generation_prompt=True, **self._variables)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is foreign code and may raise anything
             raise InvalidRequest(f"the model's chat template refuses this: {error}") from error
-        return list(_split(text))
+        return _split(text)
 
 
 def _mark(content: str) -> str:
-    return _OPEN + content.replace(_OPEN, "").replace(_CLOSE, "") + _CLOSE
+    """`content` between marks. It is closed and opened again wherever a special token may begin, so that
+    what a template cuts out of its middle takes a mark along."""
+    content = content.replace(_OPEN, "").replace(_CLOSE, "")
+    return _OPEN + re.sub(r"(?=[<\[])", _CLOSE + _OPEN, content) + _CLOSE
 
 
 def _split(text: str) -> list[Piece]:
-    pieces = []
+    pieces: list[Piece] = []
     for part in text.split(_OPEN):
         content, mark, behind = part.partition(_CLOSE)
         if mark:
-            pieces.append(Piece(content, special=False))
             # A template that cut a message apart leaves marks without a partner: that is still content.
             *orphans, behind = behind.split(_CLOSE)
-            pieces += [Piece(orphan, special=False) for orphan in orphans]
-            pieces.append(Piece(behind, special=True))
+            _add(pieces, "".join((content, *orphans)), special=False)
+            _add(pieces, behind, special=True)
         else:
-            pieces.append(Piece(content, special=not pieces))
-    return [piece for piece in pieces if piece.text]
+            _add(pieces, content, special=not pieces)
+    return pieces
+
+
+def _add(pieces: list[Piece], text: str, *, special: bool) -> None:
+    """Add a piece, as one with its neighbour where both are of a kind."""
+    if pieces and pieces[-1].special == special:
+        text = pieces.pop().text + text
+    if text:
+        pieces.append(Piece(text, special))
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _raise(message: str) -> None:

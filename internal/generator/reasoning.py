@@ -1,62 +1,73 @@
 """Splits a model's stream into reasoning and answer: `<think>…</think>`, wherever chunks are cut."""
 
-from internal.biz.events import ReasoningDelta, TextDelta
+from typing import Literal
+
+from internal.biz.events import Delta, ReasoningDelta, TextDelta
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class ReasoningSplitter:
-    """Feed it text; it yields deltas. Holds back what may be the beginning of a tag (at most 7 characters).
+    """Feed it text; it yields deltas, the same text however it was cut.
 
-    Reasoning counts only at the beginning of an answer: a `<think>` in the middle is text.
+    Holds back what may be the beginning of a tag (at most 7 characters, and white space before it).
+    Reasoning counts only at the beginning of an answer: a `<think>` in the middle is text. Newlines
+    behind a tag are dropped.
     """
 
-    __slots__ = ("_held", "_reasoning", "_settled")
+    __slots__ = ("_held", "_state", "_trim")
 
-    def __init__(self) -> None:
+    def __init__(self, *, answering: bool = False) -> None:
+        """`answering`: the beginning of the answer was already said."""
+        self._state: Literal["start", "thinking", "answering"] = "answering" if answering else "start"
         self._held = ""
-        self._reasoning = False
-        self._settled = False
+        self._trim = False
 
-    def feed(self, text: str) -> list[TextDelta | ReasoningDelta]:
-        if self._settled:
-            return [TextDelta(text)] if text else []
-        held = self._held + text
+    def feed(self, text: str) -> list[Delta]:
+        text = self._held + text
         self._held = ""
-        if not self._reasoning:
-            return self._find_open(held)
-        return self._find_close(held)
+        if self._state == "start":
+            return self._start(text)
+        if self._state == "thinking":
+            return self._think(text)
+        return self._answer(text)
 
-    def _find_open(self, text: str) -> list[TextDelta | ReasoningDelta]:
+    def _start(self, text: str) -> list[Delta]:
         start = text.lstrip()
         if start.startswith(_OPEN):
-            self._reasoning = True
-            return self._find_close(start[len(_OPEN) :].lstrip("\n"))
+            self._state, self._trim = "thinking", True
+            return self._think(start[len(_OPEN) :])
         if _OPEN.startswith(start):
             self._held = text
             return []
-        self._settled = True
-        return [TextDelta(text)]
+        self._state = "answering"
+        return self._answer(text)
 
-    def _find_close(self, text: str) -> list[TextDelta | ReasoningDelta]:
+    def _think(self, text: str) -> list[Delta]:
+        text = self._trimmed(text)
         thought, tag, answer = text.partition(_CLOSE)
         if tag:
-            self._settled = True
-            answer = answer.lstrip("\n")
-            deltas: list[TextDelta | ReasoningDelta] = []
-            if thought:
-                deltas.append(ReasoningDelta(thought))
-            if answer:
-                deltas.append(TextDelta(answer))
-            return deltas
+            self._state, self._trim = "answering", True
+            return [*_reasoning(thought), *self._answer(answer)]
         keep = next((n for n in range(len(_CLOSE) - 1, 0, -1) if text.endswith(_CLOSE[:n])), 0)
         self._held = text[len(text) - keep :]
-        thought = text[: len(text) - keep]
-        return [ReasoningDelta(thought)] if thought else []
+        return _reasoning(text[: len(text) - keep])
 
-    def finish(self) -> list[TextDelta | ReasoningDelta]:
+    def _answer(self, text: str) -> list[Delta]:
+        text = self._trimmed(text)
+        return [TextDelta(text)] if text else []
+
+    def _trimmed(self, text: str) -> str:
+        if self._trim:
+            text = text.lstrip("\n")
+            self._trim = not text
+        return text
+
+    def finish(self) -> list[Delta]:
         """What was held back when the stream ended."""
         held, self._held = self._held, ""
-        if not held:
-            return []
-        return [ReasoningDelta(held) if self._reasoning and not self._settled else TextDelta(held)]
+        return _reasoning(held) if self._state == "thinking" else self._answer(held)
+
+
+def _reasoning(text: str) -> list[Delta]:
+    return [ReasoningDelta(text)] if text else []

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from aiohttp import WSMsgType, web
+from aiohttp import WebSocketError, WSMessage, WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
 from internal.biz.close import CloseCode
@@ -137,6 +137,17 @@ class WebSocketConnection:
             self._transport.close()
 
 
+class _Socket(web.WebSocketResponse):
+    """aiohttp's WebSocket, but what it says on its own never follows our close frame (RFC 6455 §5.5.1)."""
+
+    connection: WebSocketConnection | None = None
+
+    async def close(self, *, code: int = 1000, message: bytes = b"", drain: bool = True) -> bool:
+        if self.connection is not None and self.connection.closing:
+            return False
+        return await super().close(code=code, message=message, drain=drain)
+
+
 class WebSocketServer:
     """Turns upgraded requests into sessions and reads their frames."""
 
@@ -153,15 +164,19 @@ class WebSocketServer:
     ) -> web.StreamResponse:
         """Upgrade, then read until the connection ends. With `refusal` it is told why and closed:
         browsers do not show a reason when the upgrade itself is refused."""
-        ws = web.WebSocketResponse(
+        ws = _Socket(
             autoping=False,
             autoclose=False,
             compress=False,
-            max_msg_size=self._max_message_bytes,
+            max_msg_size=self._max_message_bytes + 1,  # aiohttp refuses what reaches it
             decode_text=False,
         )
-        stream = await ws.prepare(request)
-        connection = WebSocketConnection(request, stream, self._traffic, self._buffer_bytes)
+        try:
+            stream = await ws.prepare(request)
+            connection = WebSocketConnection(request, stream, self._traffic, self._buffer_bytes)
+        except ConnectionResetError:  # the client left during the handshake
+            return web.Response()
+        ws.connection = connection
         try:
             if refusal is not None:
                 raise refusal
@@ -205,11 +220,19 @@ async def _read(ws: web.WebSocketResponse, connection: WebSocketConnection, sess
             if controls > MAX_CONTROL_FRAMES:
                 connection.close(CloseCode.TOO_MANY, "too many pings")
         else:
-            if ws.close_code is not None and not connection.closing:
-                connection.code = ws.close_code
-                if kind is WSMsgType.CLOSE:
-                    connection.close(_echo(ws.close_code), "")
+            if not connection.closing:
+                _ended(connection, ws, message)
             return
+
+
+def _ended(connection: WebSocketConnection, ws: _Socket, message: WSMessage) -> None:
+    """Note why the peer's side ended, and answer its close frame."""
+    if message.type is WSMsgType.ERROR and isinstance(message.data, WebSocketError):
+        connection.code = message.data.code
+    elif ws.close_code is not None:
+        connection.code = ws.close_code
+        if message.type is WSMsgType.CLOSE:
+            connection.close(_echo(ws.close_code), "")
 
 
 async def _receive(connection: WebSocketConnection, session: Session, data: bytes, is_text: bool) -> None:
