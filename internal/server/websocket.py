@@ -225,7 +225,7 @@ async def _read(ws: web.WebSocketResponse, connection: WebSocketConnection, sess
             return
 
 
-def _ended(connection: WebSocketConnection, ws: _Socket, message: WSMessage) -> None:
+def _ended(connection: WebSocketConnection, ws: web.WebSocketResponse, message: WSMessage) -> None:
     """Note why the peer's side ended, and answer its close frame."""
     if message.type is WSMsgType.ERROR and isinstance(message.data, WebSocketError):
         connection.code = message.data.code
