@@ -148,20 +148,26 @@ class Session:
     async def receive(self, data: bytes) -> None:
         """Carry out one frame of the client. What is wrong with it is told to the client.
 
-        Waits while the client does not read what it was sent.
+        While the client does not read what it was sent, only a cancel is heard; everything else waits,
+        and so does the client's socket.
         """
+        try:
+            command = self._codec.decode(data)
+            if isinstance(command, Cancel):
+                await self._chat.cancel(command.response_id)
+                return
+            await self._caught_up()
+            if isinstance(command, Create):
+                await self._create(command)
+            else:
+                await self._resume(command)
+        except SluiceError as error:
+            await self._caught_up()
+            self.tell(error, self._codec.lane(data))
+
+    async def _caught_up(self) -> None:
         if self._writer is not None:
             await asyncio.wait([self._writer])
-        try:
-            match self._codec.decode(data):
-                case Create() as create:
-                    await self._create(create)
-                case Resume() as resume:
-                    await self._resume(resume)
-                case Cancel(response_id):
-                    await self._chat.cancel(response_id)
-        except SluiceError as error:
-            self.tell(error, self._codec.lane(data))
 
     def tell(self, error: SluiceError, lane: str | None = None) -> None:
         """Send an error."""
@@ -273,7 +279,7 @@ class Session:
             log, number = cursor.log, cursor.next_number
             if number + 1 == len(log.events) and not log.ended:  # nearly always
                 cursor.next_number = number + 1
-                payloads += self._codec.encode(cursor, number, log.events[number:])
+                payloads += self._codec.encode(cursor, number, (log.events[number],))
                 continue
             events = cursor.take(EVENTS_PER_WRITE, BYTES_PER_WRITE)
             payloads += self._codec.encode(cursor, number, events)

@@ -40,26 +40,32 @@ class QueueLimits:
 class _Entry(ResponseLog):
     """A log and its request. `consumer` is who works on it; None while it waits or after its end."""
 
-    __slots__ = ("consumer", "request")
+    __slots__ = ("consumer", "measure_at", "request")
 
     def __init__(self, request: Request) -> None:
         super().__init__(request.response_id)
         self.request = request
         self.consumer: Consumer | None = None
+        self.measure_at = EVENTS_PER_MEASURE
 
 
 class _Line:
     """The waiting requests of one model, and the workers that wait for one."""
 
-    __slots__ = ("claimers", "room", "scheduler", "watched")
+    __slots__ = ("claimers", "consumers", "scheduler", "watched")
 
     def __init__(self) -> None:
         self.scheduler = FairScheduler()
         self.claimers: deque[asyncio.Future[None]] = deque()
-        self.room = 0
-        """How many requests the worker can still take: as many do not have to wait."""
+        self.consumers: list[Consumer] = []
+        """Those that wait in `claim`."""
         self.watched: dict[str, int] = {}
         """Last told position of the requests whose followers want to know."""
+
+    @property
+    def room(self) -> int:
+        """How many requests the waiting workers take at once: as many do not have to wait."""
+        return sum(consumer.room for consumer in self.consumers)
 
 
 class MemoryQueue:
@@ -122,19 +128,18 @@ class MemoryQueue:
 
     async def claim(self, model: str, consumer: Consumer) -> Delivery:
         line = self._line(model)
-        line.room = consumer.room
         while (request := line.scheduler.pop()) is None:
             claimer = asyncio.get_running_loop().create_future()
             line.claimers.append(claimer)
+            line.consumers.append(consumer)
             try:
                 await claimer
             except asyncio.CancelledError:
-                line.room = 0
                 if claimer.done() and not claimer.cancelled():
                     self._wake_claimer(line)
                 raise
-            line.room = consumer.room
-        line.room -= 1
+            finally:
+                line.consumers.remove(consumer)
         entry = self._entries[request.response_id]
         entry.attempt += 1
         entry.consumer = consumer
@@ -182,14 +187,14 @@ class MemoryQueue:
                 log.warning("append refused: %s", error.message)
                 refused.append(item.response_id)
                 continue
-            grown = item.number // EVENTS_PER_MEASURE != len(entry.events) // EVENTS_PER_MEASURE
-            if grown and self._is_too_long(entry):
+            if len(entry.events) >= entry.measure_at and self._is_too_long(entry):
                 refused.append(item.response_id)
                 too_long = f"the answer is longer than {self._limits.max_response_bytes} bytes"
                 await self._fail(entry, GenerationFailed(too_long, code="answer_too_long"))
         return refused
 
     def _is_too_long(self, entry: _Entry) -> bool:
+        entry.measure_at = len(entry.events) + EVENTS_PER_MEASURE
         return not entry.ended and entry.size_bytes > self._limits.max_response_bytes
 
     def announce(self, response_id: str, update: QueueUpdate) -> None:

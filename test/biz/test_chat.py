@@ -1,0 +1,112 @@
+"""Asking a model: what is refused, what is stored, what reaches the queue."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from internal.biz.chat import Ask
+from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, Unavailable
+from internal.biz.ids import new_id
+from internal.biz.models import Message, Role, Settings
+from internal.data.memory_queue import QueueLimits
+
+if TYPE_CHECKING:
+    from test.biz.conftest import Server
+
+HELLO = (Message(Role.USER, "hello"),)
+
+
+async def test_the_first_model_is_the_default(server: "Server") -> None:
+    assert server.chat.require_model(None) == "m"
+    assert server.chat.require_model("other") == "other"
+
+
+async def test_an_unknown_model_is_refused_and_the_known_ones_are_named(server: "Server") -> None:
+    with pytest.raises(NotFound) as error:
+        await server.chat.submit("ada", Ask(HELLO, "nonsense"))
+    assert error.value.code == "model_not_found"
+    assert error.value.param == "model"
+    assert "m, other" in error.value.message
+
+
+async def test_an_empty_turn_is_refused(server: "Server") -> None:
+    with pytest.raises(InvalidRequest) as error:
+        await server.chat.submit("ada", Ask(()))
+    assert error.value.param == "input"
+    assert server.queue.depth("m") == 0
+
+
+async def test_instructions_stand_before_the_dialogue_and_are_not_kept(server: "Server") -> None:
+    settings = Settings(instructions="be brief")
+    await server.chat.submit("ada", Ask(HELLO, settings=settings))
+    run = await server.claim()
+    assert run.delivery.request.messages == (Message(Role.SYSTEM, "be brief"), *HELLO)
+    await run.say("hi")
+    await run.finish()
+    await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=run.id)))
+    following = await server.claim()
+    assert following.delivery.request.messages == (*HELLO, Message(Role.ASSISTANT, "hi"), *HELLO)
+
+
+@pytest.mark.parametrize("previous", ["resp_unknown", ""])
+async def test_continuing_an_unknown_response_is_refused(server: "Server", previous: str) -> None:
+    with pytest.raises(NotFound) as error:
+        await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=previous)))
+    assert error.value.param == "previous_response_id"
+    assert error.value.code == "previous_response_not_found"
+
+
+async def test_continuing_a_running_response_is_refused_for_now(server: "Server") -> None:
+    running = await server.chat.submit("ada", Ask(HELLO))
+    with pytest.raises(Conflict) as error:
+        await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=running)))
+    assert error.value.retryable
+
+
+async def test_a_response_that_is_not_stored_cannot_be_continued(server: "Server") -> None:
+    await server.chat.submit("ada", Ask(HELLO, settings=Settings(store=False)))
+    run = await server.claim()
+    await run.finish()
+    with pytest.raises(NotFound):
+        await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=run.id)))
+
+
+async def test_a_full_queue_is_told(server_type: "type[Server]") -> None:
+    server = server_type(QueueLimits(max_pending=1))
+    await server.chat.submit("ada", Ask(HELLO))
+    with pytest.raises(Unavailable):
+        await server.chat.submit("ada", Ask(HELLO))
+
+
+async def test_cancelling_what_nobody_follows_spares_what_is_followed(server: "Server") -> None:
+    client = server.client()
+    await client.ask()
+    followed = await server.claim()
+    await server.chat.submit("ada", Ask(HELLO))
+    alone = await server.claim()
+    for response_id in (followed.id, alone.id, "resp_unknown"):
+        await server.chat.cancel_unfollowed(response_id)
+    assert server.revoked == [alone.id]
+
+
+def test_ids_sort_by_time_and_cannot_be_guessed() -> None:
+    ids = [new_id("resp") for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert all(len(one) == len("resp_") + 32 for one in ids)
+    stamps = [one[:17] for one in ids]
+    assert stamps == sorted(stamps)
+    assert len({one[17:] for one in ids}) == 1000
+
+
+def test_every_error_has_a_stable_code_and_says_whether_to_retry() -> None:
+    pending: list[type[SluiceError]] = [SluiceError]
+    codes = []
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        codes.append(kind.default_code)
+        error = kind("a sentence", param="field")
+        assert (error.code, error.message, error.param) == (kind.default_code, "a sentence", "field")
+        assert str(error) == "a sentence"
+        assert kind("x", code="own").code == "own"
+    assert len(set(codes)) == len(codes)

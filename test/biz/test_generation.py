@@ -1,0 +1,224 @@
+"""The transcript: what an engine says, as events with numbers."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internal.biz.errors import GenerationFailed
+from internal.biz.events import (
+    Event,
+    ItemAdded,
+    ItemDone,
+    PartAdded,
+    PartDone,
+    ReasoningDelta,
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseFailed,
+    ResponseIncomplete,
+    ResponseInProgress,
+    ResponseQueued,
+    TextDelta,
+    TextDone,
+)
+from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
+from internal.biz.log import ResponseLog
+from internal.biz.models import ItemKind, OutputItem, Request, Response, Settings, Status, Usage
+
+if TYPE_CHECKING:
+    from test.conftest import RequestFactory
+
+MESSAGE, REASONING = ItemKind.MESSAGE, ItemKind.REASONING
+REQUEST = Request("resp_1", "m", "ada", 1.0, (), Settings())
+QUEUED = ResponseQueued(Response.of(REQUEST, Status.QUEUED))
+
+
+def attempt(request: Request = REQUEST, emitted: Sequence[Event] = (QUEUED,), number: int = 1) -> Transcript:
+    return Transcript(Delivery(request, number, emitted, None))
+
+
+def test_text_becomes_the_events_of_one_message() -> None:
+    run = attempt()
+    run.start()
+    run.add(TextDelta("Hel"))
+    run.add(TextDelta("lo"))
+    response = run.finish(Finished(FinishReason.STOP, Usage(3, 0, 2)))
+    item = OutputItem(MESSAGE, "Hello")
+    running = Response.of(REQUEST, Status.IN_PROGRESS)
+    assert list(run.events) == [
+        ResponseCreated(running),
+        ResponseInProgress(running),
+        ItemAdded(MESSAGE, 0),
+        PartAdded(MESSAGE, 0),
+        TextDelta("Hel"),
+        TextDelta("lo"),
+        TextDone(MESSAGE, "Hello", 0),
+        PartDone(MESSAGE, "Hello", 0),
+        ItemDone(item, 0),
+        ResponseCompleted(response),
+    ]
+    assert run.number == 1
+    assert response.output == (item,)
+    assert response.text == "Hello"
+    assert response.usage == Usage(3, 0, 2)
+    assert response.status is Status.COMPLETED
+    assert response.completed_at is not None
+
+
+def test_reasoning_comes_first_and_is_an_item_of_its_own() -> None:
+    run = attempt()
+    run.start()
+    run.add(ReasoningDelta("hm"))
+    run.add(TextDelta("so"))
+    response = run.finish(Finished(FinishReason.STOP))
+    thought = OutputItem(REASONING, "hm")
+    answer = OutputItem(MESSAGE, "so")
+    assert list(run.events)[2:] == [
+        ItemAdded(REASONING, 0),
+        PartAdded(REASONING, 0),
+        ReasoningDelta("hm"),
+        TextDone(REASONING, "hm", 0),
+        PartDone(REASONING, "hm", 0),
+        ItemDone(thought, 0),
+        ItemAdded(MESSAGE, 1),
+        PartAdded(MESSAGE, 1),
+        TextDelta("so"),
+        TextDone(MESSAGE, "so", 1),
+        PartDone(MESSAGE, "so", 1),
+        ItemDone(answer, 1),
+        ResponseCompleted(response),
+    ]
+    assert response.output == (thought, answer)
+    assert response.text == "so"
+
+
+def test_an_answer_without_a_word_has_no_item() -> None:
+    run = attempt()
+    run.start()
+    response = run.finish(Finished(FinishReason.STOP))
+    assert [type(event) for event in run.events] == [ResponseCreated, ResponseInProgress, ResponseCompleted]
+    assert response.output == ()
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "reason"),
+    [
+        (Finished(FinishReason.LENGTH), ResponseIncomplete, "max_output_tokens"),
+        (Finished(FinishReason.CANCELLED), ResponseIncomplete, "cancelled"),
+    ],
+)
+def test_an_unfinished_answer_keeps_its_text(end: Finished, kind: type, reason: str) -> None:
+    run = attempt()
+    run.start()
+    run.add(TextDelta("half"))
+    response = run.finish(end)
+    assert type(run.events[-1]) is kind
+    assert response.status is Status.INCOMPLETE
+    assert response.incomplete_reason == reason
+    assert response.output == (OutputItem(MESSAGE, "half", Status.INCOMPLETE),)
+    assert response.failure is None
+
+
+def test_a_failed_answer_says_why_and_keeps_its_text() -> None:
+    run = attempt()
+    run.start()
+    run.add(TextDelta("half"))
+    response = run.finish(Finished(FinishReason.ERROR, error=GenerationFailed("it broke", code="broken")))
+    assert isinstance(run.events[-1], ResponseFailed)
+    assert response.status is Status.FAILED
+    assert response.failure is not None
+    assert (response.failure.code, response.failure.message) == ("broken", "it broke")
+    assert response.text == "half"
+
+
+def test_an_error_without_a_cause_is_an_internal_one() -> None:
+    response = attempt().finish(Finished(FinishReason.ERROR))
+    assert response.failure is not None
+    assert response.failure.code == "internal_error"
+
+
+def test_a_second_start_says_nothing() -> None:
+    run = attempt()
+    run.start()
+    events = list(run.events)
+    run.start()
+    assert list(run.events) == events
+
+
+def test_a_job_carries_the_request(make_request: "RequestFactory") -> None:
+    request = make_request("a", "b")
+    run = attempt(request)
+    assert run.response_id == request.response_id
+    assert run.messages == request.messages
+    assert run.settings == request.settings
+    assert run.emitted == ""
+
+
+words = st.lists(
+    st.builds(TextDelta, st.text(max_size=3)) | st.builds(ReasoningDelta, st.text(max_size=3)), max_size=12
+)
+
+
+@given(words, st.integers(0, 30))
+def test_an_attempt_that_takes_over_goes_on_as_if_nothing_had_happened(
+    said: list[TextDelta | ReasoningDelta], crash: int
+) -> None:
+    """Whether an attempt dies or not, and where: the log is the same, but for repeated nothing."""
+    straight = attempt()
+    straight.start()
+    for word in said:
+        straight.add(word)
+    response = straight.finish(Finished(FinishReason.STOP))
+    expected = [QUEUED, *straight.events]
+
+    emitted = log_of(said[:crash])
+    second = attempt(emitted=emitted, number=2)
+    assert second.number == len(emitted)
+    before = "".join(emitted_text(emitted))
+    assert second.emitted == before
+    second.start()
+    for word in said[crash:]:
+        second.add(word)
+    again = second.finish(Finished(FinishReason.STOP))
+    events = [*emitted, *second.events]
+    assert [type(event) for event in events] == [type(event) for event in expected]
+    assert events[:-1] == expected[:-1]
+    assert again.output == response.output
+    # The log takes it.
+    log = ResponseLog("resp_1")
+    log.append(0, 0, emitted)
+    log.append(0, second.number, second.events)
+    assert log.ended
+
+
+def log_of(said: Sequence[TextDelta | ReasoningDelta]) -> list[Event]:
+    run = attempt()
+    run.start()
+    for word in said:
+        run.add(word)
+    return [QUEUED, *run.events]
+
+
+def emitted_text(events: Sequence[Event]) -> list[str]:
+    """The text of the message that is still open."""
+    texts: list[str] = []
+    for event in events:
+        if isinstance(event, ItemAdded):
+            texts = []
+        elif isinstance(event, TextDelta):
+            texts.append(event)
+    return texts
+
+
+def test_an_attempt_that_died_while_waiting_starts_properly() -> None:
+    run = attempt(emitted=(QUEUED,), number=2)
+    run.start()
+    assert [type(event) for event in run.events] == [ResponseCreated, ResponseInProgress]
+
+
+def test_the_text_of_a_response_leaves_out_reasoning() -> None:
+    output = (OutputItem(REASONING, "hm"), OutputItem(MESSAGE, "a"), OutputItem(MESSAGE, "b"))
+    assert Response.of(REQUEST, Status.COMPLETED, output=output).text == "ab"

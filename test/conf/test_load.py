@@ -1,0 +1,331 @@
+"""The configuration: defaults, a file, the environment, and complaints that name the culprit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from internal.conf.load import ConfigError, effective, load
+from internal.conf.settings import EchoModel, LlamaCppModel, Settings, parse_address, parse_duration
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_it(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_it
+
+
+def complaint(path: Path, **environ: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(path, environ)
+    return str(error.value)
+
+
+def dig(settings: Settings, key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+# ── values ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("server.http.addr", "0.0.0.0:8080"),
+        ("server.http.timeout", 5.0),
+        ("server.processes", 1),
+        ("server.allowed_origins", []),
+        ("session.max_message_bytes", 1 << 20),
+        ("session.max_connections", 0),
+        ("session.ping_interval", 27.0),
+        ("session.pong_timeout", 30.0),
+        ("session.write_timeout", 5.0),
+        ("session.on_disconnect", "cancel"),
+        ("session.grace", 10.0),
+        ("session.max_in_flight", 8),
+        ("queue.driver", "memory"),
+        ("queue.retain", 600.0),
+        ("queue.max_pending", 1024),
+        ("queue.max_age", 600.0),
+        ("queue.max_attempts", 3),
+        ("auth.required", False),
+        ("shutdown.timeout", 30.0),
+        ("log.level", "info"),
+        ("log.format", "text"),
+    ],
+)
+def test_an_empty_file_gives_the_defaults(write: Write, key: str, value: object) -> None:
+    assert dig(load(write(""), {}), key) == value
+
+
+def test_the_default_models_are_the_bundled_one_and_echo(write: Write) -> None:
+    first, second = load(write(""), {}).models
+    assert isinstance(first, LlamaCppModel)
+    assert (first.name, first.options.slots, first.options.context) == ("smollm2", 8, 2048)
+    assert isinstance(second, EchoModel)
+    assert (second.name, second.options.chunks, second.options.interval) == ("echo", 5, 0.4)
+
+
+def test_the_file_that_comes_with_sluice_says_the_defaults() -> None:
+    path = Path(__file__).parents[2] / "configs" / "config.yaml"
+    assert load(path, {}) == Settings()
+
+
+def test_a_file_overrides_defaults(write: Write) -> None:
+    settings = load(
+        write(
+            """
+            server: {http: {addr: "127.0.0.1:9000"}}
+            session: {grace: 0, max_in_flight: 2}
+            models:
+              - {name: fast, generator: echo, options: {interval: 0, chunks: 3}}
+            """
+        ),
+        {},
+    )
+    assert settings.server.http.addr == "127.0.0.1:9000"
+    assert settings.server.http.timeout == 5.0
+    assert settings.session.grace == 0.0
+    (model,) = settings.models
+    assert isinstance(model, EchoModel)
+    assert (model.name, model.options.interval, model.options.chunks) == ("fast", 0.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "key", "value"),
+    [
+        ("SLUICE_SERVER__HTTP__ADDR", "127.0.0.1:18080", "server.http.addr", "127.0.0.1:18080"),
+        ("SLUICE_SERVER__HTTP__ADDR", ":8081", "server.http.addr", ":8081"),
+        ("SLUICE_SERVER__HTTP__ADDR", "[::1]:8081", "server.http.addr", "[::1]:8081"),
+        ("SLUICE_SESSION__GRACE", "1.5s", "session.grace", 1.5),
+        ("SLUICE_SESSION__GRACE", "0", "session.grace", 0.0),
+        ("SLUICE_SESSION__MAX_IN_FLIGHT", "3", "session.max_in_flight", 3),
+        (
+            "SLUICE_SERVER__ALLOWED_ORIGINS",
+            '["https://a.example"]',
+            "server.allowed_origins",
+            ["https://a.example"],
+        ),
+        ("SLUICE_LOG__FORMAT", "json", "log.format", "json"),
+        ("sluice_log__format".upper(), "json", "log.format", "json"),
+    ],
+)
+def test_the_environment_overrides_the_file(
+    write: Write, variable: str, text: str, key: str, value: object
+) -> None:
+    path = write("session: {grace: 9s, max_in_flight: 9}\nlog: {level: debug}\n")
+    settings = load(path, {variable: text, "PATH": "/bin", "SLUICEGATE": "x"})
+    assert dig(settings, key) == value
+    assert settings.log.level == "debug"
+
+
+def test_the_environment_can_set_the_models(write: Write) -> None:
+    environ = {"SLUICE_MODELS": "[{name: e, generator: echo, options: {interval: 0}}]"}
+    (model,) = load(write(""), environ).models
+    assert isinstance(model, EchoModel)
+    assert model.options.interval == 0.0
+
+
+@pytest.mark.parametrize(
+    "secret", ["123456", "1e5", "yes", "null", "@x", "a: b", "a #b", "*x", "[x", "0x10", '"']
+)
+def test_a_secret_from_the_environment_is_taken_as_it_stands(write: Write, secret: str) -> None:
+    settings = load(write(""), {"SLUICE_AUTH__JWT_SECRET": secret})
+    assert settings.auth.jwt_secret.get_secret_value() == secret
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("0s", 0), ("400ms", 0.4), ("1.5s", 1.5), ("10m", 600), ("72h", 259200), ("7d", 604800)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "1,5s", "-1s", "s", "1 s", "1S", "1s2ms", ".5s", "1.s", "inf", "1sec", 5, 1.5, None, [], True],
+)
+def test_what_is_no_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0.0.0.0:8080", ("0.0.0.0", 8080)),
+        ("localhost:0", ("localhost", 0)),
+        (":80", ("0.0.0.0", 80)),
+        ("[::1]:8080", ("::1", 8080)),
+        ("[::]:65535", ("::", 65535)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8080", "localhost", "localhost:", "localhost:http", "h:65536", "h:-1", "h:1.5"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an address"):
+        parse_address(text)
+
+
+# ── complaints ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("sever: {}", ["unknown key sever", "did you mean server?"]),
+        ("session: {graze: 1s}", ["unknown key session.graze", "did you mean grace?"]),
+        ("session: {nonsense: 1}", ["unknown key session.nonsense", "max_in_flight"]),
+        ("server: {http: {adr: x}}", ["unknown key server.http.adr", "did you mean addr?"]),
+        (
+            "models: [{name: e, generator: echo, options: {intervall: 1s}}]",
+            ["unknown key models.0.options.intervall", "did you mean interval?"],
+        ),
+        (
+            "models: [{name: e, generator: echo, opts: {}}]",
+            ["unknown key models.0.opts", "did you mean options?"],
+        ),
+        ("echo: {interval: 1s}", ["unknown key echo"]),
+        ("server: {llamacpp: 1}", ["unknown key server.llamacpp"]),
+        ("session: {grace: 10}", ["session.grace", "10 is not a duration", "400ms"]),
+        ("session: {grace: soon}", ["session.grace", "'soon' is not a duration"]),
+        ("session: {max_in_flight: 0}", ["session.max_in_flight", "greater than or equal to 1", "0"]),
+        ("session: {max_in_flight: many}", ["session.max_in_flight", "integer", "many"]),
+        ("session: {on_disconnect: hang}", ["session.on_disconnect", "'cancel' or 'continue'", "hang"]),
+        ("server: {http: {addr: nowhere}}", ["server.http.addr", "'nowhere' is not an address"]),
+        ("server: {http: {addr: 8080}}", ["server.http.addr", "is not an address"]),
+        ("server: {processes: 2}", ["server.processes", "1"]),
+        ("queue: {driver: kafka}", ["queue.driver", "memory", "kafka"]),
+        ("auth: {required: true}", ["auth.required"]),
+        ("models: []", ["models", "at least 1"]),
+        ("models: [{name: a, generator: magic}]", ["models.0", "magic", "echo"]),
+        ("models: [{name: a}]", ["models.0", "generator"]),
+        ("models: [{generator: echo}]", ["models.0.name", "required"]),
+        ("models: [{name: '', generator: echo}]", ["models.0.name"]),
+        ("models: [{name: a, generator: echo}, {name: a, generator: echo}]", ["two models", "a"]),
+        ("models: [{name: a, generator: echo, options: {chunks: 0}}]", ["models.0.options.chunks", "1"]),
+        (
+            "models: [{name: a, generator: llamacpp, options: {path: /no/such.gguf}}]",
+            ["models.0.options.path", "/no/such.gguf"],
+        ),
+        ("log: {level: loud}", ["log.level", "'debug'", "loud"]),
+    ],
+)
+def test_a_complaint_names_the_key_the_file_and_what_is_allowed(
+    write: Write, text: str, names: list[str]
+) -> None:
+    path = write(text)
+    told = complaint(path)
+    assert told.startswith(f"{path}: ")
+    for name in names:
+        assert name in told
+
+
+def test_every_complaint_is_told_at_once(write: Write) -> None:
+    told = complaint(write("session: {grace: soon}\nlog: {level: loud}\nnonsense: 1\n"))
+    assert len(told.splitlines()) == 3
+
+
+def test_a_complaint_names_the_variable_that_is_wrong(write: Write) -> None:
+    path = write("session: {max_in_flight: 0}")
+    told = complaint(path, SLUICE_SESSION__GRACE="soon").splitlines()
+    assert any(line.startswith("SLUICE_SESSION__GRACE: session.grace") for line in told)
+    assert any(line.startswith(f"{path}: session.max_in_flight") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "names"),
+    [
+        ("SLUICE_SESION__GRACE", "1s", ["sesion", "did you mean session?"]),
+        ("SLUICE_SESSION__GRAZE", "1s", ["session.graze", "did you mean grace?"]),
+        ("SLUICE_SESSION", "1", ["session"]),
+        ("SLUICE_MODELS", "[{name: e, generator: echo, options: {chunks: 0}}]", ["models.0.options.chunks"]),
+        ("SLUICE_MODELS", "[{", ["not valid YAML"]),
+    ],
+)
+def test_a_wrong_variable_is_named(write: Write, variable: str, value: str, names: list[str]) -> None:
+    told = complaint(write(""), **{variable: value})
+    for name in (variable, *names):
+        assert name in told
+
+
+def test_a_variable_below_what_is_no_section_is_named(write: Write) -> None:
+    told = complaint(write("models: [{name: e, generator: echo}]"), SLUICE_MODELS__0__NAME="x")
+    assert "SLUICE_MODELS__0__NAME" in told
+    assert "models" in told
+
+
+@pytest.mark.parametrize("secret", ["hunter2: hunter2", "[hunter2", "{hunter2"])
+@pytest.mark.parametrize("source", ["file", "environment"])
+def test_no_complaint_tells_a_secret(write: Write, secret: str, source: str) -> None:
+    if source == "file":
+        path = write('auth: {required: true, jwt_secret: ["hunter2"]}')
+        told = complaint(path)
+    else:
+        told = complaint(write("auth: {required: true}"), SLUICE_AUTH__JWT_SECRET=secret)
+    assert "hunter2" not in told
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "none.yaml") in complaint(tmp_path / "none.yaml")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    assert str(tmp_path) in complaint(tmp_path)
+
+
+def test_broken_yaml_is_named_with_its_line(write: Write) -> None:
+    told = complaint(write("server:\n  http: {addr: x\nsession: 1\n"))
+    assert "config.yaml" in told
+    assert "line" in told
+    assert "not valid YAML" in told
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "42"])
+def test_a_file_that_is_no_mapping_is_refused(write: Write, text: str) -> None:
+    assert "config.yaml" in complaint(write(text))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "config.yaml" in complaint(path)
+
+
+# ── what is in effect ────────────────────────────────────────────────────────────────────────────
+
+
+def test_secrets_are_masked_in_what_is_in_effect(write: Write) -> None:
+    settings = load(write("auth: {jwt_secret: hunter2}"), {})
+    assert settings.auth.jwt_secret.get_secret_value() == "hunter2"
+    assert "hunter2" not in effective(settings)
+    assert "hunter2" not in repr(settings)
+
+
+def test_what_is_in_effect_is_yaml_with_every_key(write: Write) -> None:
+    tree = yaml.safe_load(effective(load(write("session: {grace: 1500ms}"), {})))
+    assert tree["session"]["grace"] == 1.5
+    assert tree["models"][0]["name"] == "smollm2"
+    assert set(tree) == set(Settings.model_fields)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().session.grace = 1.0

@@ -1,0 +1,224 @@
+"""What all tests share: a watched event loop, its clock, requests, and a reader of logs.
+
+A test that uses the event loop fails when a callback takes the loop for longer than 100 ms, when an error
+reaches the loop's exception handler, and when a task is left behind.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from pytest_asyncio import is_async_test
+
+from internal.biz.events import Event, QueueUpdate
+from internal.biz.log import Cursor
+from internal.biz.models import Message, Request, Role, Settings
+
+MAX_CALLBACK_S = 0.1
+PATIENCE_S = 5.0
+"""How long a test waits for what must happen. Never reached by a test that passes."""
+
+# No deadline: it would measure the machine. Each example of a failure is printed so that it can be repeated.
+hypothesis_settings.register_profile("sluice", deadline=None, max_examples=60, print_blob=True)
+hypothesis_settings.load_profile("sluice")
+
+
+# ── the loop ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _waited_s() -> float:
+    """How long the kernel kept our threads waiting for a processor: other programs' doing."""
+    total_ns = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            total_ns += int(path.read_text().split()[1])
+    return total_ns / 1e9
+
+
+class _SlowCallbacks(logging.Handler):
+    """Collects what asyncio's debug mode reports about callbacks that took too long."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+        self._excused_s = -_waited_s()
+        self._collecting_since = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("Executing") and isinstance(record.args, tuple):
+            seconds = record.args[-1]
+            excused_s = self._excused_s + _waited_s()
+            if isinstance(seconds, float) and seconds - excused_s > MAX_CALLBACK_S:
+                self.found.append(f"{record.getMessage()} (of which {excused_s:.3f} are excused)")
+
+    def on_garbage(self, phase: str, info: dict[str, int]) -> None:
+        """The heap of a test run is large, and none of the tested code's business."""
+        if phase == "start":
+            self._collecting_since = time.perf_counter()
+        else:
+            self._excused_s += time.perf_counter() - self._collecting_since
+
+
+@pytest.fixture
+async def loop_errors() -> AsyncIterator[list[dict[str, Any]]]:
+    """What reached the loop's exception handler. A test that expects it clears the list."""
+    errors: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    yield errors
+    loop.set_exception_handler(None)
+    assert not errors, f"errors on the event loop: {errors}"
+
+
+@pytest.fixture
+async def watched_loop(loop_errors: list[dict[str, Any]]) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    slow = _SlowCallbacks()
+    logging.getLogger("asyncio").addHandler(slow)
+    gc.callbacks.append(slow.on_garbage)
+    loop.set_debug(True)
+    loop.slow_callback_duration = MAX_CALLBACK_S
+    yield
+    await asyncio.sleep(0)  # what ends in this tick may
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    loop.set_debug(False)
+    logging.getLogger("asyncio").removeHandler(slow)
+    gc.callbacks.remove(slow.on_garbage)
+    assert not left, f"tasks left behind: {left}"
+    assert not slow.found, f"the event loop was blocked: {slow.found}"
+
+
+@pytest.fixture(autouse=True)
+def _watch(request: pytest.FixtureRequest) -> None:
+    if is_async_test(request.node):
+        request.getfixturevalue("watched_loop")
+
+
+class Clock:
+    """Moves the loop's time, so that no test waits for a timer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ahead_s = 0.0
+        real = loop.time
+        loop.time = lambda: real() + self._ahead_s  # type: ignore[method-assign]
+        # A callback that moves the clock would look slow.
+        loop.slow_callback_duration = float("inf")
+
+    async def advance(self, seconds: float) -> None:
+        """Let the timers of the next `seconds` run, and what follows from them."""
+        self._ahead_s += seconds
+        await settle()
+
+
+async def settle(ticks: int = 20) -> None:
+    """Let everything run that can run by itself."""
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def clock(watched_loop: None) -> Clock:
+    return Clock(asyncio.get_running_loop())
+
+
+@pytest.fixture(name="settle", scope="session")
+def _settle() -> Callable[[], Awaitable[None]]:
+    return settle
+
+
+@pytest.fixture
+def eventually() -> "Eventually":
+    """For what another thread or a timer brings about, and nothing announces."""
+    return Eventually()
+
+
+class Eventually:
+    async def __call__(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not await condition():  # noqa: ASYNC110  # there is no event to wait for
+                await asyncio.sleep(0.002)
+
+
+# ── values ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class RequestFactory:
+    """Makes requests with ids of their own."""
+
+    def __init__(self) -> None:
+        self._made = 0
+
+    def __call__(
+        self,
+        *turn: str,
+        user: str = "ada",
+        model: str = "m",
+        response_id: str | None = None,
+        created_at: float | None = None,
+        settings: Settings | None = None,
+    ) -> Request:
+        self._made += 1
+        return Request(
+            response_id or f"resp_{self._made}",
+            model,
+            user,
+            time.time() if created_at is None else created_at,
+            tuple(Message(Role.USER, text) for text in turn or ("hello",)),
+            settings or Settings(),
+        )
+
+
+@pytest.fixture
+def make_request() -> RequestFactory:
+    return RequestFactory()
+
+
+@pytest.fixture(scope="session")
+def request_factory() -> type[RequestFactory]:
+    """For tests that need a new one for every example."""
+    return RequestFactory
+
+
+class Reader:
+    """A follower that reads to the end, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.wakes = 0
+        self.updates: list[QueueUpdate] = []
+        self._news = asyncio.Event()
+
+    def wake(self) -> None:
+        self.wakes += 1
+        self._news.set()
+
+    def queue_update(self, cursor: Cursor, update: QueueUpdate) -> None:
+        self.updates.append(update)
+        self._news.set()
+
+    async def news(self) -> None:
+        """Wait until told something after the last call."""
+        async with asyncio.timeout(PATIENCE_S):
+            await self._news.wait()
+        self._news.clear()
+
+    async def read(self, cursor: Cursor) -> list[Event]:
+        """Every event behind the cursor up to the end of the log."""
+        events: list[Event] = []
+        while True:
+            events += cursor.take(1000, 1 << 20)
+            if cursor.done:
+                return events
+            if not cursor.pending:
+                await self.news()
+
+
+@pytest.fixture
+def make_reader() -> Callable[[], Reader]:
+    return Reader

@@ -1,0 +1,668 @@
+"""The real process and real clients. Tests share these by fixtures: `test` cannot be imported.
+
+A server is stopped by SIGTERM when its test (or module) ends, and must then have exited with 0 and have
+logged nothing alarming.
+"""
+
+import asyncio
+import contextlib
+import functools
+import http.client
+import inspect
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import psutil
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+ROOT = Path(__file__).parents[2]
+TEST_DEADLINE_S = 40.0
+"""No asynchronous test may take longer, whatever it waits for."""
+STEP_DEADLINE_S = 15.0
+"""What a single step of a test may take on a busy machine."""
+START_DEADLINE_S = 60.0
+
+JSON = dict[str, Any]
+ALARMS = re.compile(
+    r"Traceback|Task was destroyed|never retrieved|never awaited|Warning:|Fatal|CRITICAL|ERROR|Exception|"
+    r"Unhandled|took \d+\.\d+ seconds"
+)
+TERMINAL = ("response.completed", "response.incomplete", "response.failed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every asynchronous test here a deadline."""
+    here = Path(__file__).parent
+    for item in items:
+        if not isinstance(item, pytest.Function) or here not in item.path.parents:
+            continue
+        if inspect.iscoroutinefunction(item.obj):
+            item.obj = _bounded(item.obj)
+
+
+def _bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(TEST_DEADLINE_S):
+            await test(*args, **kwargs)
+
+    return bounded
+
+
+@pytest.fixture
+async def watched_loop() -> AsyncIterator[None]:
+    """In the place of the watch that all other tests have: this loop is the clients', who may be slow."""
+    yield
+    await asyncio.sleep(0)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+# ── the process ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Reply(NamedTuple):
+    """What a plain HTTP request was answered with."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True)
+class Server:
+    """A running `python -m cmd.server`."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log_file: Path
+    output_file: Path
+    expected_status: int = 0
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    @property
+    def output(self) -> str:
+        return self.output_file.read_text()
+
+    def ws(self, path: str = "/ws") -> str:
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+    def http(self, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def get(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=STEP_DEADLINE_S)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read().decode())
+
+    async def fetch(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
+        """`get` for asynchronous tests."""
+        return await asyncio.to_thread(self.get, path, method, headers)
+
+    async def metrics(self) -> "Metrics":
+        return Metrics((await self.fetch("/metrics")).text)
+
+    async def metric_becomes(self, name: str, value: float, **labels: str) -> None:
+        """Wait until a sample has this value."""
+        seen = None
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                while (seen := (await self.metrics()).value(name, **labels)) != value:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            pytest.fail(f"{name}{labels} is {seen}, and did not become {value}")
+
+    def resident_bytes(self) -> int:
+        rss: int = psutil.Process(self.process.pid).memory_info().rss
+        return rss
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = STEP_DEADLINE_S) -> int:
+        """The exit status."""
+        return self.process.wait(timeout_s)
+
+    async def exit_status(self, timeout_s: float = STEP_DEADLINE_S) -> int:
+        return await asyncio.to_thread(self.wait, timeout_s)
+
+    def wait_until_ready(self, deadline_s: float = START_DEADLINE_S) -> None:
+        until = time.monotonic() + deadline_s
+        while True:
+            if self.process.poll() is not None:
+                pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
+            with contextlib.suppress(OSError):
+                if self.get("/readyz").status == 200:
+                    return
+            if time.monotonic() > until:
+                pytest.fail(f"the server was not ready in time:\n{self.log}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop it as an operator does; it must have gone quietly, with `expected_status`."""
+        if self.process.poll() is None:
+            self.signal()
+        try:
+            status = self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"the server did not stop on SIGTERM:\n{self.log}")
+        assert status == self.expected_status, self.log
+        assert not ALARMS.search(self.log), self.log
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class RunServer(Protocol):
+    def __call__(
+        self, config: JSON, *, env: Mapping[str, str] | None = None, ready: bool = True
+    ) -> AbstractContextManager[Server]:
+        """Run a server with `config`; its address is chosen here. It is stopped, and checked, at the end."""
+
+
+class RunProgram(Protocol):
+    def __call__(self, *arguments: str, env: Mapping[str, str] | None = None) -> "Ended":
+        """Run `python -m ARGUMENTS` to its end."""
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+def environment(more: Mapping[str, str] | None) -> dict[str, str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
+    return {**own, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always::ResourceWarning", **(more or {})}
+
+
+@pytest.fixture(scope="session")
+def run_program() -> RunProgram:
+    def run(*arguments: str, env: Mapping[str, str] | None = None) -> Ended:
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            env=environment(env),
+            capture_output=True,
+            text=True,
+            timeout=START_DEADLINE_S,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
+    @contextlib.contextmanager
+    def run(config: JSON, *, env: Mapping[str, str] | None = None, ready: bool = True) -> Iterator[Server]:
+        folder = tmp_path_factory.mktemp("server")
+        port = free_port()
+        http_section = {"addr": f"127.0.0.1:{port}"}
+        sections = {**config, "server": {"http": http_section, **config.get("server", {})}}
+        conf = folder / "config.yaml"
+        conf.write_text(yaml.safe_dump(sections))
+        with (folder / "log").open("wb") as log, (folder / "output").open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cmd.server", "-conf", str(conf)],
+                cwd=ROOT,
+                env=environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
+            )
+        server = Server(process, port, folder / "log", folder / "output")
+        try:
+            if ready:
+                server.wait_until_ready()
+            yield server
+        except BaseException:
+            server.kill()
+            raise
+        server.stop()
+
+    return run
+
+
+@dataclass(slots=True)
+class Metrics:
+    """A scrape of `/metrics`, parsed as Prometheus would."""
+
+    text: str
+    samples: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for family in text_string_to_metric_families(self.text):
+            self.types[family.name] = family.type
+            for sample in family.samples:
+                self.samples[sample.name, frozenset(sample.labels.items())] = sample.value
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.samples.get((name, frozenset(labels.items())), 0.0)
+
+
+# ── a client without manners ─────────────────────────────────────────────────────────────────────
+
+
+class Frame(NamedTuple):
+    opcode: int
+    payload: bytes
+
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+class RawSocket:
+    """A WebSocket client that does what it is told, right or wrong. It reads only when asked to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        self._sending = asyncio.Lock()
+
+    async def send(self, data: bytes) -> None:
+        async with asyncio.timeout(STEP_DEADLINE_S), self._sending:
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def send_text(self, message: str) -> None:
+        await self.send(frame(TEXT, message.encode()))
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """Raw bytes; empty at the end of the stream. Raises TimeoutError."""
+        async with asyncio.timeout(STEP_DEADLINE_S):
+            return await asyncio.get_running_loop().sock_recv(self._sock, max_bytes)
+
+    def unread(self, data: bytes) -> None:
+        """Put back what `receive` gave."""
+        self._buffer[:0] = data
+
+    async def _fill(self) -> None:
+        data = await self.receive()
+        if not data:
+            raise EOFError(f"the server cut the connection after {bytes(self._buffer[:80])!r}")
+        self._buffer += data
+
+    async def read_head(self) -> str:
+        """The head of an HTTP response."""
+        while (at := self._buffer.find(b"\r\n\r\n")) < 0:
+            await self._fill()
+        return self._take(at + 4).decode()
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    async def _read(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            await self._fill()
+        return self._take(size)
+
+    async def frame(self) -> Frame:
+        """The next frame. Raises EOFError or ConnectionError when the connection is cut."""
+        first, second = await self._read(2)
+        assert first & 0xF0 == 0x80, "servers here send whole messages, without extensions"
+        assert not second & 0x80, "a server does not mask"
+        size = second
+        if size == 126:
+            (size,) = struct.unpack(">H", await self._read(2))
+        elif size == 127:
+            (size,) = struct.unpack(">Q", await self._read(8))
+        return Frame(first & 0x0F, await self._read(size))
+
+    async def text(self) -> str:
+        """The next text; pings in between are answered."""
+        while True:
+            opcode, payload = await self.frame()
+            if opcode == PING:
+                await self.send(frame(PONG, payload))
+            elif opcode == TEXT:
+                return payload.decode()
+            elif opcode == CLOSE:
+                raise EOFError(f"closed with {close_code(payload)}: {payload[2:].decode()}")
+
+    async def close_code(self) -> int | None:
+        """Read to the end of the connection: the code of the close frame, None when there was none.
+
+        Answers the close frame, and nothing else.
+        """
+        code = None
+        try:
+            while True:
+                opcode, payload = await self.frame()
+                assert code is None, f"after the close frame came {opcode:#x} {payload!r}"
+                if opcode == CLOSE:
+                    code = close_code(payload)
+                    with contextlib.suppress(ConnectionError):
+                        await self.send(frame(CLOSE, payload[:2]))
+        except (EOFError, ConnectionError):
+            return code
+
+    def close(self, *, reset: bool = False) -> None:
+        """Leave without a close frame; with `reset` as a machine does that has crashed."""
+        if reset and self._sock.fileno() >= 0:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._sock.close()
+
+
+def upgrade_request(path: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+    lines = [
+        f"GET {path} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        *(f"{name}: {value}" for name, value in headers),
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, reserved: int = 0) -> bytes:
+    """A client's frame, or what is none. `reserved`: the three bits that no extension was agreed for."""
+    first = (0x80 if fin else 0) | reserved << 4 | opcode
+    mask_bit = 0x80
+    size = len(payload)
+    if size < 126:
+        head = struct.pack(">BB", first, mask_bit | size)
+    elif size < 65536:
+        head = struct.pack(">BBH", first, mask_bit | 126, size)
+    else:
+        head = struct.pack(">BBQ", first, mask_bit | 127, size)
+    mask = secrets.token_bytes(4)
+    repeated = (mask * (size // 4 + 1))[:size]
+    body = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
+    return head + mask + body.to_bytes(size, "big")
+
+
+def close_code(payload: bytes) -> int | None:
+    return struct.unpack(">H", payload[:2])[0] if payload else None
+
+
+class Raw:
+    """Opens raw sockets and closes those that a test has left open, and builds what they send."""
+
+    def __init__(self) -> None:
+        self._opened: list[RawSocket] = []
+        self.frame = frame
+        self.upgrade_request = upgrade_request
+
+    async def open(
+        self,
+        server: Server,
+        path: str = "/ws",
+        *,
+        receive_buffer: int | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> RawSocket:
+        """Upgraded. `receive_buffer`: bytes that the kernel may take from the server on our behalf."""
+        socket = await self.connect(server, receive_buffer=receive_buffer)
+        await socket.send(upgrade_request(path, headers))
+        head = await socket.read_head()
+        assert head.startswith("HTTP/1.1 101 "), head
+        return socket
+
+    async def connect(
+        self, server: Server, *, receive_buffer: int | None = None, source: str | None = None
+    ) -> RawSocket:
+        """Only TCP yet, from the address `source`."""
+        sock = socket.socket()
+        opened = RawSocket(sock)
+        self._opened.append(opened)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source is not None:
+            sock.bind((source, 0))
+        sock.setblocking(False)
+        async with asyncio.timeout(STEP_DEADLINE_S):
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
+        return opened
+
+    def close(self) -> None:
+        for opened in self._opened:
+            opened.close()
+
+
+@pytest.fixture
+def raw() -> Iterator[Raw]:
+    opener = Raw()
+    yield opener
+    opener.close()
+
+
+# ── clients with manners ─────────────────────────────────────────────────────────────────────────
+
+
+class Answer(NamedTuple):
+    """The events of one response as one socket saw them, up to its end or less."""
+
+    events: list[JSON]
+
+    @property
+    def id(self) -> str:
+        found: str = next(event["response"]["id"] for event in self.events if "response" in event)
+        return found
+
+    @property
+    def numbers(self) -> list[int]:
+        return [event["sequence_number"] for event in self.events]
+
+    @property
+    def types(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+    @property
+    def text(self) -> str:
+        deltas = (e["delta"] for e in self.events if e["type"] == "response.output_text.delta")
+        return "".join(deltas)
+
+    @property
+    def response(self) -> JSON:
+        """The response object of the last event."""
+        response: JSON = self.events[-1]["response"]
+        return response
+
+    @property
+    def output_text(self) -> str:
+        """The text as the response's own `output` has it."""
+        parts = (part["text"] for item in self.response["output"] for part in item["content"])
+        return "".join(parts)
+
+
+class ResponsesSocket:
+    """`/v1/responses` over the `websockets` package: events as they came, errors and updates included."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def send(self, event: object) -> None:
+        await self.connection.send(json.dumps(event))
+
+    async def create(self, text: object, **fields: object) -> None:
+        await self.send({"type": "response.create", "input": text, **fields})
+
+    async def resume(self, response_id: str, **fields: object) -> None:
+        await self.send({"type": "response.resume", "response_id": response_id, **fields})
+
+    async def cancel(self, response_id: str) -> None:
+        await self.send({"type": "response.cancel", "response_id": response_id})
+
+    async def event(self) -> JSON:
+        async with asyncio.timeout(STEP_DEADLINE_S):
+            event: JSON = json.loads(await self.connection.recv())
+        return event
+
+    async def error(self) -> JSON:
+        """The next event, which must be an error: its inner object."""
+        event = await self.event()
+        assert event["type"] == "error", event
+        error: JSON = event["error"]
+        assert error["message"], "an error is a sentence"
+        return error
+
+    async def until(self, kind: str) -> list[JSON]:
+        """All events up to the first one of type `kind`."""
+        events = [await self.event()]
+        while events[-1]["type"] != kind:
+            assert events[-1]["type"] not in ("error", *TERMINAL), events[-1]
+            events.append(await self.event())
+        return events
+
+    async def rest(self, seen: Iterable[JSON] = ()) -> Answer:
+        """Everything up to the end of the response, behind what was `seen`."""
+        events = list(seen)
+        while not events or events[-1]["type"] not in TERMINAL:
+            event = await self.event()
+            assert event["type"] != "error", event
+            events.append(event)
+        return Answer(events)
+
+    async def ask(self, text: object, **fields: object) -> Answer:
+        await self.create(text, **fields)
+        return await self.rest()
+
+
+class OpenText(Protocol):
+    def __call__(
+        self, server: Server, path: str = "/ws"
+    ) -> AbstractAsyncContextManager[ClientConnection]: ...
+
+
+class OpenResponses(Protocol):
+    def __call__(self, server: Server) -> AbstractAsyncContextManager[ResponsesSocket]: ...
+
+
+@pytest.fixture(scope="session")
+def text_socket() -> OpenText:
+    def open_text(server: Server, path: str = "/ws") -> AbstractAsyncContextManager[ClientConnection]:
+        return connect(server.ws(path), proxy=None, max_size=None)
+
+    return open_text
+
+
+@pytest.fixture(scope="session")
+def responses_socket() -> OpenResponses:
+    @contextlib.asynccontextmanager
+    async def open_responses(server: Server) -> AsyncIterator[ResponsesSocket]:
+        async with connect(server.ws("/v1/responses"), proxy=None, max_size=None) as connection:
+            yield ResponsesSocket(connection)
+
+    return open_responses
+
+
+class Closed(NamedTuple):
+    """The server's close frame; code 1006 when there was none."""
+
+    code: int
+    reason: str
+
+
+class HowClosed(Protocol):
+    async def __call__(self, socket: ClientConnection, *messages: str) -> Closed:
+        """Send `messages`, then read on, whatever comes, until the connection has ended."""
+
+
+@pytest.fixture(scope="session")
+def how_closed() -> HowClosed:
+    async def read_to_the_end(socket: ClientConnection, *messages: str) -> Closed:
+        try:
+            for message in messages:
+                await socket.send(message)
+            while True:
+                await socket.recv()
+        except ConnectionClosed as end:
+            return Closed(end.rcvd.code, end.rcvd.reason) if end.rcvd else Closed(1006, "")
+
+    return read_to_the_end
+
+
+def chunks(message: str, count: int = 5) -> list[str]:
+    return [f"chunk {number}: {message}" for number in range(1, count + 1)]
+
+
+@pytest.fixture(scope="session")
+def echo_chunks() -> Callable[..., list[str]]:
+    """What the echo model says: (message, count=5)."""
+    return chunks
+
+
+# ── a client that minds its own business ─────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Bystander:
+    """Streams answers while others misbehave. `largest_gap_s` is the longest it waited for a frame."""
+
+    answers: int = 0
+    largest_gap_s: float = 0.0
+    frames: int = 0
+
+
+class Watch(Protocol):
+    def __call__(self, server: Server, model: str, count: int) -> AbstractAsyncContextManager[Bystander]: ...
+
+
+@pytest.fixture(scope="session")
+def bystander() -> Watch:
+    """A client that asks `model`, whose answers have `count` chunks, over and over: every one exact."""
+
+    @contextlib.asynccontextmanager
+    async def watch(server: Server, model: str, count: int) -> AsyncIterator[Bystander]:
+        seen, stop = Bystander(), asyncio.Event()
+
+        async def stream() -> None:
+            async with connect(server.ws(f"/ws?model={model}"), proxy=None) as socket:
+                while not stop.is_set() or not seen.answers:
+                    message = f"bystander {seen.answers}"
+                    await socket.send(message)
+                    for expected in chunks(message, count):
+                        asked = time.monotonic()
+                        async with asyncio.timeout(STEP_DEADLINE_S):
+                            assert await socket.recv() == expected
+                        seen.frames += 1
+                        seen.largest_gap_s = max(seen.largest_gap_s, time.monotonic() - asked)
+                    seen.answers += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(stream())
+            yield seen
+            stop.set()
+
+    return watch

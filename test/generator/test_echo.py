@@ -1,0 +1,237 @@
+"""The echo engine: exactly the chunks it promises, one step for all."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from internal.biz.events import TextDelta
+from internal.biz.generation import Chunk, Finished, FinishReason, Job
+from internal.biz.models import Message, Role, Settings
+from internal.generator.echo import EchoGenerator
+
+
+class Sink:
+    """Hands the steps of the engine's thread to the test."""
+
+    def __init__(self) -> None:
+        self._steps: queue.Queue[list[Chunk]] = queue.Queue()
+
+    def put(self, step: list[Chunk]) -> None:
+        self._steps.put(list(step))
+
+    async def step(self) -> list[Chunk]:
+        return await asyncio.to_thread(self._steps.get, True, 5)
+
+    async def until_ended(self, *jobs: Job) -> list[list[Chunk]]:
+        """All steps up to the end of `jobs`."""
+        running = {job.response_id for job in jobs}
+        steps = []
+        while running:
+            step = await self.step()
+            steps.append(step)
+            running -= {job.response_id for job, output in step if isinstance(output, Finished)}
+        return steps
+
+
+Start = Callable[..., "EchoGenerator"]
+
+
+class Echoes:
+    def __init__(self) -> None:
+        self.sink = Sink()
+        self._engines: list[EchoGenerator] = []
+
+    async def start(self, chunks: int = 5, interval_s: float = 0.0) -> EchoGenerator:
+        engine = EchoGenerator(chunks, interval_s, 100)
+        self._engines.append(engine)
+        await engine.start(self.sink, lambda _: None)
+        return engine
+
+    async def stop(self) -> None:
+        for engine in self._engines:
+            await engine.stop()
+
+
+@pytest.fixture
+async def echoes(watched_loop: None) -> AsyncIterator[Echoes]:
+    echoes = Echoes()
+    yield echoes
+    await echoes.stop()
+
+
+def job(name: str, *turn: str, emitted: str = "", limit: int | None = None) -> Job:
+    messages = tuple(Message(Role.USER, text) for text in turn)
+    return Job(name, messages, Settings(max_output_tokens=limit), emitted)
+
+
+def said(steps: list[list[Chunk]], one: Job) -> list[str]:
+    return [str(output) for step in steps for j, output in step if j is one and isinstance(output, TextDelta)]
+
+
+def end(steps: list[list[Chunk]], one: Job) -> Finished:
+    (finished,) = (
+        output for step in steps for j, output in step if j is one and isinstance(output, Finished)
+    )
+    return finished
+
+
+async def test_a_message_comes_back_in_numbered_chunks(echoes: Echoes) -> None:
+    engine, one = await echoes.start(), job("r", "hello")
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    assert said(steps, one) == [f"chunk {n}: hello" for n in range(1, 6)]
+    assert [len(step) for step in steps] == [1, 1, 1, 1, 2]  # the end comes with the last chunk
+    assert end(steps, one).reason is FinishReason.STOP
+    assert end(steps, one).error is None
+
+
+async def test_the_last_message_of_the_user_is_echoed(echoes: Echoes) -> None:
+    engine = await echoes.start(chunks=1)
+    one = Job(
+        "r", (Message(Role.USER, "a"), Message(Role.USER, "b"), Message(Role.ASSISTANT, "c")), Settings()
+    )
+    engine.submit(one)
+    assert said(await echoes.sink.until_ended(one), one) == ["chunk 1: b"]
+
+
+@pytest.mark.parametrize("message", ["", "line\nline", "héllo 🦆", "x" * 300, "x" * 100_000])
+async def test_any_message_comes_back_as_it_is(echoes: Echoes, message: str) -> None:
+    engine, one = await echoes.start(chunks=2), job("r", message)
+    engine.submit(one)
+    assert said(await echoes.sink.until_ended(one), one) == [f"chunk 1: {message}", f"chunk 2: {message}"]
+
+
+async def test_all_that_run_step_together(echoes: Echoes) -> None:
+    engine = await echoes.start(interval_s=0.01)
+    jobs = [job(f"r{n}", str(n)) for n in range(20)]
+    for one in jobs:
+        engine.submit(one)
+    steps = await echoes.sink.until_ended(*jobs)
+    for n, one in enumerate(jobs):
+        assert said(steps, one) == [f"chunk {i}: {n}" for i in range(1, 6)]
+    for step in steps:
+        spoke = [j.response_id for j, output in step if isinstance(output, TextDelta)]
+        assert len(spoke) == len(set(spoke))  # one chunk each
+    # Those that were submitted together are stepped together.
+    assert len(steps) <= 7
+
+
+async def test_a_cancel_ends_within_one_step(echoes: Echoes) -> None:
+    engine, one, other = await echoes.start(chunks=1000, interval_s=0.005), job("a", "x"), job("b", "y")
+    engine.submit(one)
+    engine.submit(other)
+    before = [await echoes.sink.step(), await echoes.sink.step()]
+    engine.cancel("a")
+    steps = await echoes.sink.until_ended(one)
+    assert end(steps, one).reason is FinishReason.CANCELLED
+    # At most one step was on its way.
+    assert len(steps) <= 2
+    assert end(steps, one).usage.output_tokens == len(said(before + steps, one))
+    engine.cancel("b")
+    assert end(await echoes.sink.until_ended(other), other).reason is FinishReason.CANCELLED
+
+
+async def test_a_cancel_does_not_wait_for_the_interval(echoes: Echoes) -> None:
+    engine, one = await echoes.start(interval_s=1000.0), job("a", "x")
+    engine.submit(one)
+    await echoes.sink.step()
+    engine.cancel("a")
+    assert end(await echoes.sink.until_ended(one), one).reason is FinishReason.CANCELLED
+
+
+async def test_cancelling_an_unknown_job_is_ignored(echoes: Echoes) -> None:
+    engine, one = await echoes.start(), job("r", "x")
+    engine.cancel("unknown")
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    engine.cancel("r")
+    other = job("s", "y")
+    engine.submit(other)
+    assert len(said(await echoes.sink.until_ended(other), other)) == 5
+    assert end(steps, one).reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("before", range(6))
+async def test_an_answer_goes_on_behind_what_was_said(echoes: Echoes, before: int) -> None:
+    engine = await echoes.start()
+    chunks = [f"chunk {n}: hello" for n in range(1, 6)]
+    one = job("r", "hello", emitted="".join(chunks[:before]))
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    assert said(steps, one) == chunks[before:]
+    assert end(steps, one).reason is FinishReason.STOP
+    assert end(steps, one).usage.output_tokens == 5
+
+
+async def test_more_said_than_there_is_to_say_ends_the_answer(echoes: Echoes) -> None:
+    """An earlier attempt may have run where more chunks were configured."""
+    engine = await echoes.start(chunks=2)
+    one = job("r", "x", emitted="".join(f"chunk {n}: x" for n in range(1, 6)))
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    assert said(steps, one) == []
+    assert end(steps, one).reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("limit", "chunks", "reason"),
+    [
+        (1, 1, FinishReason.LENGTH),
+        (4, 4, FinishReason.LENGTH),
+        (5, 5, FinishReason.STOP),
+        (9, 5, FinishReason.STOP),
+    ],
+)
+async def test_an_answer_has_at_most_as_many_chunks_as_asked_for(
+    echoes: Echoes, limit: int, chunks: int, reason: FinishReason
+) -> None:
+    engine, one = await echoes.start(), job("r", "x", limit=limit)
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    assert len(said(steps, one)) == chunks
+    assert end(steps, one).reason is reason
+
+
+async def test_an_interval_of_zero_does_not_wait(echoes: Echoes) -> None:
+    engine, one = await echoes.start(chunks=2000), job("r", "x")
+    engine.submit(one)
+    async with asyncio.timeout(5):
+        steps = await echoes.sink.until_ended(one)
+    assert len(said(steps, one)) == 2000
+
+
+async def test_chunks_keep_their_distance(echoes: Echoes) -> None:
+    loop = asyncio.get_running_loop()
+    engine, one = await echoes.start(chunks=3, interval_s=0.05), job("r", "x")
+    engine.submit(one)
+    await echoes.sink.step()
+    first = loop.time()
+    await echoes.sink.step()
+    await echoes.sink.step()
+    assert loop.time() - first >= 0.045
+
+
+async def test_stop_ends_the_thread_also_while_jobs_run(echoes: Echoes) -> None:
+    before = set(threading.enumerate())
+    engine = await echoes.start(interval_s=1000.0)
+    (thread,) = (thread for thread in set(threading.enumerate()) - before if thread.name == "echo")
+    engine.submit(job("r", "x"))
+    await echoes.sink.step()
+    async with asyncio.timeout(5):
+        await engine.stop()
+    assert not thread.is_alive()
+
+
+async def test_an_engine_that_never_started_can_be_stopped() -> None:
+    await EchoGenerator(5, 0.0, 1).stop()
+
+
+async def test_an_idle_engine_wakes_for_a_job(echoes: Echoes) -> None:
+    engine = await echoes.start(chunks=1)
+    for n in range(20):
+        one = job(f"r{n}", str(n))
+        engine.submit(one)
+        assert said(await echoes.sink.until_ended(one), one) == [f"chunk 1: {n}"]

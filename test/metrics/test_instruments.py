@@ -1,0 +1,128 @@
+"""What Prometheus reads."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from internal.biz.models import Status
+from internal.metrics.instruments import Instruments
+from internal.metrics.loop_lag import watch_loop_lag
+
+if TYPE_CHECKING:
+    from test.conftest import Clock
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def samples(instruments: Instruments) -> Samples:
+    found: Samples = {}
+    for family in text_string_to_metric_families(instruments.scrape().decode()):
+        assert family.documentation, f"{family.name} has no help text"
+        assert family.type != "unknown"
+        for sample in family.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_new_instruments_can_be_scraped() -> None:
+    found = samples(Instruments())
+    assert found["sluice_sessions", ()] == 0
+    assert found["sluice_frames_out_total", ()] == 0
+    assert found["sluice_bytes_out_total", ()] == 0
+
+
+def test_sessions_and_how_they_closed() -> None:
+    instruments = Instruments()
+    for _ in range(3):
+        instruments.session_opened()
+    instruments.session_closed(1000)
+    instruments.session_closed(4408)
+    found = samples(instruments)
+    assert found["sluice_sessions", ()] == 1
+    assert found["sluice_session_closes_total", (("code", "1000"),)] == 1
+    assert found["sluice_session_closes_total", (("code", "4408"),)] == 1
+
+
+def test_traffic_is_read_when_it_is_scraped() -> None:
+    instruments = Instruments()
+    instruments.traffic.frames_out += 5
+    instruments.traffic.bytes_out += 500
+    found = samples(instruments)
+    assert found["sluice_frames_out_total", ()] == 5
+    assert found["sluice_bytes_out_total", ()] == 500
+
+
+def test_responses_by_model_and_status() -> None:
+    instruments = Instruments()
+    instruments.response_ended("m", Status.COMPLETED, 0.2)
+    instruments.response_ended("m", Status.COMPLETED, 0.3)
+    instruments.response_ended("m", Status.FAILED, 40.0)
+    instruments.first_token("m", 0.02)
+    found = samples(instruments)
+    assert found["sluice_responses_total", (("model", "m"), ("status", "completed"))] == 2
+    assert found["sluice_responses_total", (("model", "m"), ("status", "failed"))] == 1
+    assert found["sluice_response_seconds_count", (("model", "m"),)] == 3
+    assert found["sluice_time_to_first_token_seconds_count", (("model", "m"),)] == 1
+
+
+def test_the_queue_is_asked_when_it_is_scraped() -> None:
+    instruments, waiting = Instruments(), [3]
+    instruments.watch_queue("m", lambda: waiting[0])
+    assert samples(instruments)["sluice_queue_depth", (("model", "m"),)] == 3
+    waiting[0] = 0
+    assert samples(instruments)["sluice_queue_depth", (("model", "m"),)] == 0
+
+
+def test_gaps_between_tokens_are_weighed() -> None:
+    instruments = Instruments()
+    instruments.token_gap("m", 0.02, 500)
+    instruments.token_gap("m", 0.025, 1)
+    instruments.token_gap("m", 100.0, 2)
+    found = samples(instruments)
+    name, model = "sluice_time_between_tokens_seconds", ("model", "m")
+    assert found[f"{name}_count", (model,)] == 503
+    assert abs(found[f"{name}_sum", (model,)] - (0.02 * 500 + 0.025 + 200.0)) < 1e-6
+    assert found[f"{name}_bucket", (("le", "0.01"), model)] == 0
+    assert found[f"{name}_bucket", (("le", "0.025"), model)] == 501  # a bound belongs to its bucket
+    assert found[f"{name}_bucket", (("le", "60.0"), model)] == 501
+    assert found[f"{name}_bucket", (("le", "+Inf"), model)] == 503
+
+
+def test_two_sets_of_instruments_do_not_share_anything() -> None:
+    one, other = Instruments(), Instruments()
+    one.session_opened()
+    assert samples(other)["sluice_sessions", ()] == 0
+
+
+def test_a_model_may_be_named_anything() -> None:
+    instruments = Instruments()
+    instruments.token_gap('a"b\\c\nd', 0.1, 1)
+    found = samples(instruments)
+    assert found["sluice_time_between_tokens_seconds_count", (("model", 'a"b\\c\nd'),)] == 1
+
+
+class Observer:
+    def __init__(self) -> None:
+        self.lags: list[float] = []
+
+    def observe(self, amount: float) -> None:
+        self.lags.append(amount)
+
+
+async def test_the_lag_of_the_loop_is_how_late_a_timer_is(
+    clock: "Clock", settle: Callable[[], Awaitable[None]]
+) -> None:
+    observer = Observer()
+    watching = asyncio.create_task(watch_loop_lag(observer))
+    await settle()
+    await clock.advance(0.6)  # half a second late
+    (lag,) = observer.lags
+    assert 0.49 < lag < 1.0
+    await clock.advance(0.1001)
+    assert observer.lags[1] < 0.3
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
