@@ -107,7 +107,10 @@ class ResponseLog:
     def size_bytes(self) -> int:
         """About what the log takes. Counts what is new since it was last asked."""
         for event in self.events[self._measured :]:
-            self._measured_bytes += size_bytes(event)
+            if type(event) is TextDelta:  # nearly all
+                self._measured_bytes += _EVENT_BYTES + len(event)
+            else:
+                self._measured_bytes += size_bytes(event)
         self._measured = len(self.events)
         return self._measured_bytes
 
@@ -161,7 +164,7 @@ class Cursor:
         events = self.log.events[start : start + max_events]
         size = 0
         for count, event in enumerate(events):
-            size += size_bytes(event)
+            size += len(event) if type(event) is TextDelta else size_bytes(event)
             if size > max_bytes and count:
                 del events[count:]
                 break

@@ -39,12 +39,19 @@ class MemoryHistory:
         if turn.running:
             raise Conflict(f"response {response_id!r} has not ended yet", param="previous_response_id")
         parts = []
+        touch = self._is_crowded()
         following: str | None = response_id
         while following is not None and (turn := self._turns.get(following)) is not None:
-            self._turns.move_to_end(following)
+            if touch:
+                self._turns.move_to_end(following)
             parts.append(turn.messages)
             following = turn.previous_id
-        return tuple(message for part in reversed(parts) for message in part)
+        parts.reverse()
+        return tuple([message for part in parts for message in part])
+
+    def _is_crowded(self) -> bool:
+        """Whether it begins to matter which turn was used last."""
+        return 2 * len(self._turns) > self._max_turns or 2 * self._size_bytes > self._max_bytes
 
     async def begin(self, request: Request, turn: tuple[Message, ...]) -> None:
         if request.response_id in self._turns:

@@ -65,7 +65,10 @@ class _Line:
     @property
     def room(self) -> int:
         """How many requests the waiting workers take at once: as many do not have to wait."""
-        return sum(consumer.room for consumer in self.consumers)
+        room = 0
+        for consumer in self.consumers:
+            room += consumer.room
+        return room
 
 
 class MemoryQueue:
@@ -78,6 +81,8 @@ class MemoryQueue:
         self._lines: dict[str, _Line] = {}
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._ended_bytes = 0
+        self._pending = 0
+        """Requests in all lines, with those that a worker is about to take."""
         self._positions_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -105,10 +110,11 @@ class MemoryQueue:
     async def publish(self, request: Request) -> None:
         limit = self._limits.max_pending
         line = self._line(request.model)
-        if limit and self._waiting() >= limit:
+        if limit and self._pending >= limit and self._waiting() >= limit:
             raise Unavailable(f"{limit} requests wait already; try again in a moment", code="queue_full")
         self._entries[request.response_id] = entry = _Entry(request)
         line.scheduler.push(request)
+        self._pending += 1
         queued = ResponseQueued(Response.of(request, Status.QUEUED), self._position(entry))
         entry.append(0, 0, [queued])
         self._wake_claimer(line)
@@ -140,6 +146,7 @@ class MemoryQueue:
                 raise
             finally:
                 line.consumers.remove(consumer)
+        self._pending -= 1
         entry = self._entries[request.response_id]
         entry.attempt += 1
         entry.consumer = consumer
@@ -161,6 +168,7 @@ class MemoryQueue:
             return
         line = self._line(delivery.request.model)
         line.scheduler.push_back(delivery.request)
+        self._pending += 1
         self._wake_claimer(line)
 
     async def ack(self, delivery: Delivery) -> None:
@@ -233,7 +241,10 @@ class MemoryQueue:
     def _position(self, entry: _Entry) -> int:
         request = entry.request
         line = self._line(request.model)
-        return max(0, line.scheduler.position(request.user, request.response_id) - line.room)
+        room = line.room
+        if len(line.scheduler) <= room:
+            return 0
+        return max(0, line.scheduler.position(request.user, request.response_id) - room)
 
     def _tell_positions(self) -> None:
         """Tell new positions to who asked, soon, and once for many moves."""
@@ -266,7 +277,10 @@ class MemoryQueue:
         line = self._line(request.model)
         line.watched.pop(request.response_id, None)
         self._tell_positions()
-        return line.scheduler.remove(request.user, request.response_id) is not None
+        if line.scheduler.remove(request.user, request.response_id) is None:
+            return False
+        self._pending -= 1
+        return True
 
     async def _fail(self, entry: _Entry, error: GenerationFailed) -> None:
         await self._end(entry, Finished(FinishReason.ERROR, error=error))
