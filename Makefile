@@ -15,7 +15,7 @@ LOCK := .venv/.uv/bin/uv pip compile pyproject.toml --quiet --universal --python
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help serve test lint format check-config bench lock clean FORCE
+.PHONY: help serve loadtest test lint format check-config bench lock clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ format: .venv/requirements-dev.lock ## Format the code and mend what ruff can me
 
 check-config: .venv/requirements.lock ## Check the configuration without starting; CONF=file
 	@$(RUN) -m cmd.server -check -conf '$(CONF)'
+
+loadtest: .venv/requirements.lock ## Load-test a running server; ARGS='-connections 1000 -rounds 5 ...'
+	@$(RUN) -m cmd.loadtest $(if $(findstring -url,$(ARGS)),,-url ws://127.0.0.1:8080/ws) $(ARGS)
 
 bench: .venv/requirements-dev.lock ## Run the benchmarks; ARGS goes to them
 	@$(RUN) test/bench/run.py $(ARGS)

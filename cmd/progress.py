@@ -32,13 +32,16 @@ class LoadingProgress:
         if done >= 1.0:
             self._finished(model)
         elif self._terminal:
-            bar = self._bars.setdefault(model, self._bar(model))
+            if model not in self._bars:
+                self._bars[model] = self._bar(model)
+            bar = self._bars[model]
             bar.update(done * 100 - bar.n)
         elif done >= self._told.get(model, 0.0) + _STEP:
             self._told[model] = done
             log.info("loading %s: %d %%", model, done * 100)
 
     def _bar(self, model: str) -> "tqdm[NoReturn]":
+        tqdm.monitor_interval = 0  # no thread of its own
         form = "loading {desc}: {percentage:3.0f} %|{bar}| {elapsed}"
         return tqdm(desc=model, total=100, bar_format=form, leave=False, file=sys.stderr)
 

@@ -29,6 +29,9 @@ from internal.server.listen import BACKLOG, listen, raise_descriptor_limit
 
 log = logging.getLogger("sluice")
 
+IDLE_HTTP_S = 75.0
+"""How long a connection may stay that asks for nothing."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cmd.server", allow_abbrev=False)
@@ -67,15 +70,18 @@ async def serve(settings: Settings) -> None:
     host, port = parse_address(settings.server.http.addr)
     try:
         listener = listen(host, port, settings.session.write_buffer_bytes)
-    except OSError as error:
-        raise SluiceError(f"cannot listen on {settings.server.http.addr}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise SluiceError(f"cannot listen on {settings.server.http.addr}: {reason}") from error
     raise_descriptor_limit()
     sluice = wire.build(settings)
-    runner = web.AppRunner(sluice.application, access_log=None, handle_signals=False)
-    await runner.setup()
-    site = web.SockSite(runner, listener, backlog=BACKLOG)
-    await site.start()
+    runner = web.AppRunner(
+        sluice.application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_HTTP_S
+    )
     with _stop_signal() as stop:
+        await runner.setup()
+        site = web.SockSite(runner, listener, backlog=BACKLOG)
+        await site.start()
         progress = LoadingProgress(sluice.readiness, _shown_address(listener))
         work = asyncio.create_task(sluice.work(progress))
         stopped = asyncio.create_task(stop.wait())

@@ -30,6 +30,11 @@ hypothesis_settings.register_profile("sluice", deadline=None, max_examples=60, p
 hypothesis_settings.load_profile("sluice")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast ones first: whole servers come last."""
+    items.sort(key=lambda item: "e2e" in item.path.parts)
+
+
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -4,10 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from internal.biz.errors import InvalidRequest, NotFound
-from internal.biz.ids import new_id
+from internal.biz.errors import InvalidRequest, NotFound, SluiceError
 from internal.biz.log import Cursor, Follower
-from internal.biz.models import Message, Request, Role, Settings
+from internal.biz.models import Failure, Message, Request, Response, Role, Settings, Status
 from internal.biz.ports import History, Queue
 
 
@@ -42,10 +41,11 @@ class Chat:
             )
         return name
 
-    async def submit(self, user: str, ask: Ask) -> str:
-        """Store the turn, publish the request, return the response's id.
+    async def submit(self, user: str, ask: Ask, response_id: str) -> None:
+        """Store the turn and publish the request under a new id.
 
-        Raises InvalidRequest, NotFound, Conflict or Unavailable; then nothing was published.
+        Raises InvalidRequest, NotFound, Conflict or Unavailable; then nothing was published. When it is
+        cancelled, the response may have been published.
         """
         model = self.require_model(ask.model)
         settings = ask.settings
@@ -56,11 +56,15 @@ class Chat:
             messages = await self._history.messages(settings.previous_response_id) + messages
         if settings.instructions is not None:
             messages = (Message(Role.SYSTEM, settings.instructions), *messages)
-        request = Request(new_id("resp"), model, user, time.time(), messages, settings)
+        request = Request(response_id, model, user, time.time(), messages, settings)
         if settings.store:
             await self._history.begin(request, ask.turn)
-        await self._queue.publish(request)
-        return request.response_id
+        try:
+            await self._queue.publish(request)
+        except SluiceError as error:
+            failure = Failure(error.code, error.message)
+            await self._history.finish([Response.of(request, Status.FAILED, failure=failure)])
+            raise
 
     async def follow(
         self, response_id: str, after: int, follower: Follower, *, queue_updates: bool = False

@@ -8,13 +8,11 @@ from enum import IntEnum
 
 
 class CloseCode(IntEnum):
-    NORMAL = 1000
     INVALID_UTF8 = 1007
     TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     RESTART = 1012
     OVERLOADED = 1013
-    NOT_AUTHENTICATED = 4401
     FORBIDDEN = 4403
     WRITE_DEADLINE = 4408
     TOO_MANY = 4429

@@ -47,5 +47,9 @@ class Flusher:
                 log.exception("session failed")
                 session.connection.close(CloseCode.INTERNAL_ERROR, "internal error")
         for session, frames in ready:
-            if session.connection.write(frames):
-                session.lag()
+            try:
+                if session.connection.write(frames):
+                    session.lag()
+            except Exception:
+                log.exception("write failed")
+                session.connection.abort()

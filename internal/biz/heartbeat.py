@@ -24,7 +24,8 @@ class Pingable(Protocol):
 class Heartbeat:
     """Pings each member every `interval_s`, and calls `lost` `timeout_s` after an unanswered ping.
 
-    An interval of 0 switches it off. Bound: two entries for each open connection.
+    An interval of 0 switches it off, a timeout of 0 waits for ever. Neither `ping` nor `lost` may raise.
+    Bound: two entries for each connection that was open within the last interval.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, interval_s: float, timeout_s: float) -> None:
@@ -66,6 +67,7 @@ class Heartbeat:
             if not member.unanswered_ping and member.ping():
                 self._count += 1
                 member.unanswered_ping = self._count
-                self._pongs.append((now + self._timeout_s, member, self._count))
+                if self._timeout_s:
+                    self._pongs.append((now + self._timeout_s, member, self._count))
             self._pings.append((now + self._interval_s, member))
         self._arm()

@@ -9,7 +9,8 @@ from internal.biz.generation import Chunk
 class StepInbox:
     """A bounded inbox with any number of writing threads and one reading task.
 
-    Bound: at `max_chunks` the writing engine waits until the loop has caught up. Steps that arrive
+    Bound: from `max_chunks` on the writing engine waits until the loop has caught up; the step that
+    passes it is taken whole. Steps that arrive
     while the loop is busy are handed over together.
     """
 

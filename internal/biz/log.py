@@ -14,6 +14,7 @@ from internal.biz.events import (
     Event,
     ItemAdded,
     ItemDone,
+    PartAdded,
     PartDone,
     QueueUpdate,
     ReasoningDelta,
@@ -23,6 +24,7 @@ from internal.biz.events import (
     TextDelta,
     TextDone,
 )
+from internal.biz.models import Response
 
 _TERMINAL = (ResponseCompleted, ResponseIncomplete, ResponseFailed)
 _EVENT_BYTES = 120
@@ -37,9 +39,19 @@ def size_bytes(event: Event) -> int:
         return _EVENT_BYTES + len(event.text)
     if isinstance(event, ItemDone):
         return _EVENT_BYTES + len(event.item.text)
-    if isinstance(event, _TERMINAL):
-        return _EVENT_BYTES + sum(len(item.text) for item in event.response.output)
-    return _EVENT_BYTES
+    if isinstance(event, (ItemAdded, PartAdded)):
+        return _EVENT_BYTES
+    return _EVENT_BYTES + _response_bytes(event.response)
+
+
+def _response_bytes(response: Response) -> int:
+    settings = response.settings
+    size = len(settings.instructions or "")
+    for item in response.output:
+        size += len(item.text)
+    for key, value in settings.metadata.items():
+        size += len(key) + len(value)
+    return size
 
 
 class Follower(Protocol):
@@ -134,7 +146,7 @@ class ResponseLog:
 class Cursor:
     """How far one follower has read one log."""
 
-    __slots__ = ("follower", "lane", "log", "next_number", "queue_updates")
+    __slots__ = ("codec_state", "follower", "lane", "log", "next_number", "queue_updates")
 
     def __init__(self, log: ResponseLog, next_number: int, follower: Follower, queue_updates: bool) -> None:
         self.log = log
@@ -143,6 +155,8 @@ class Cursor:
         self.lane: str | None = None
         """The `stream_id` under which the follower sees this response."""
         self.queue_updates = queue_updates
+        self.codec_state: object = None
+        """For the codec to remember what the frames of this response have in common."""
 
     @property
     def response_id(self) -> str:
@@ -164,7 +178,7 @@ class Cursor:
         events = self.log.events[start : start + max_events]
         size = 0
         for count, event in enumerate(events):
-            size += len(event) if type(event) is TextDelta else size_bytes(event)
+            size += _EVENT_BYTES + len(event) if type(event) is TextDelta else size_bytes(event)
             if size > max_bytes and count:
                 del events[count:]
                 break

@@ -10,7 +10,7 @@ from typing import Protocol
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.generation import Chunk, Delivery, Job
 from internal.biz.log import Cursor, Follower
-from internal.biz.models import Message, Request, Response, Status
+from internal.biz.models import Message, Request, Response
 
 
 class Append(Protocol):
@@ -188,7 +188,7 @@ class Meter(Protocol):
 
     def session_closed(self, code: int) -> None: ...
 
-    def response_ended(self, model: str, status: Status, seconds: float) -> None: ...
+    def response_ended(self, model: str, status: str, seconds: float) -> None: ...
 
     def first_token(self, model: str, seconds: float) -> None: ...
 

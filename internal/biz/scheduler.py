@@ -4,7 +4,8 @@ A user with a hundred waiting requests delays another user's first by one turn. 
 Bound: the caller's (the queue counts what it lets in).
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 
 from internal.biz.models import Request
 
@@ -76,6 +77,16 @@ class FairScheduler:
             else:
                 ahead += min(len(others), rounds + before)
         return ahead
+
+    def order(self) -> Iterator[str]:
+        """The ids of all that wait, in the order in which they will be served. O(waiting)."""
+        lines = deque(iter(line) for line in self._lines.values())
+        while lines:
+            line = lines.popleft()
+            response_id = next(line, None)
+            if response_id is not None:
+                yield response_id
+                lines.append(line)
 
     def expired(self, created_before: float) -> list[Request]:
         """The requests that are older than `created_before` (Unix seconds); they stay in line."""

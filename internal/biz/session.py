@@ -5,6 +5,7 @@ Knows commands and events, not frames or JSON: a codec translates. A session is 
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ from internal.biz.close import CloseCode
 from internal.biz.errors import InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
 from internal.biz.events import Event, QueueUpdate, ResponseFailed, join_deltas
 from internal.biz.flusher import Flusher
+from internal.biz.ids import new_id
 from internal.biz.log import Cursor
 from internal.biz.models import Settings, Truncation
 from internal.biz.ports import Connection
 
+log = logging.getLogger(__name__)
+
 EVENTS_PER_WRITE = 128
 BYTES_PER_WRITE = 65536
-"""Bounds of one write for each response: what is more waits until the transport has room."""
+"""Bounds of one write: what is more waits until the transport has room."""
 EVENTS_PER_JOIN = 4096
 """How far a lagging follower catches up in one write; adjacent deltas are joined."""
 
@@ -114,6 +118,7 @@ class Session:
         "closed",
         "connection",
         "draining",
+        "responses",
         "session_id",
         "unanswered_ping",
     )
@@ -132,6 +137,7 @@ class Session:
         self.closed = False
         self.draining = False
         self.unanswered_ping = 0
+        self.responses = 0
         self._codec = codec
         self._chat = chat
         self._flusher = flusher
@@ -162,8 +168,12 @@ class Session:
             else:
                 await self._resume(command)
         except SluiceError as error:
-            await self._caught_up()
-            self.tell(error, self._codec.lane(data))
+            await self.refuse(error, self._codec.lane(data))
+
+    async def refuse(self, error: SluiceError, lane: str | None = None) -> None:
+        """Send an error, once the client has read what it was sent."""
+        await self._caught_up()
+        self.tell(error, lane)
 
     async def _caught_up(self) -> None:
         if self._writer is not None:
@@ -225,16 +235,22 @@ class Session:
         ask = create.ask
         if self._codec.continues:
             ask = self._continued(ask)
+        # Noted before anything is published, so that `close` can tell of it however far this came.
+        lane.response_id = response_id = new_id("resp")
         try:
-            response_id = await self._chat.submit(self.session_id, ask)
-        except NotFound as error:
-            if not (self._codec.continues and error.param == "previous_response_id"):
-                raise
-            # The dialogue idled so long that its history is gone: it begins anew.
-            self._last_response_id = None
-            response_id = await self._chat.submit(self.session_id, create.ask)
-        lane.response_id = response_id
-        await self._follow(response_id, -1, create.lane, create.queue_updates)
+            try:
+                await self._chat.submit(self.session_id, ask, response_id)
+            except NotFound as error:
+                if not (self._codec.continues and error.param == "previous_response_id"):
+                    raise
+                # The dialogue idled so long that its history is gone: it begins anew.
+                self._last_response_id = None
+                await self._chat.submit(self.session_id, create.ask, response_id)
+            self.responses += 1
+            await self._follow(response_id, -1, create.lane, create.queue_updates)
+        except Exception:
+            lane.response_id = None
+            raise
 
     def _continued(self, ask: Ask) -> Ask:
         previous = self._last_response_id
@@ -281,8 +297,10 @@ class Session:
                 cursor.next_number = number + 1
                 payloads += self._codec.encode(cursor, number, (log.events[number],))
                 continue
-            events = cursor.take(EVENTS_PER_WRITE, BYTES_PER_WRITE)
-            payloads += self._codec.encode(cursor, number, events)
+            room = BYTES_PER_WRITE - sum(map(len, payloads))
+            if room > 0:
+                events = cursor.take(EVENTS_PER_WRITE, room)
+                payloads += self._codec.encode(cursor, number, events)
             more = more or cursor.pending > 0
             done = done or cursor.done
         if done:
@@ -311,6 +329,8 @@ class Session:
             self.connection.close(CloseCode.WRITE_DEADLINE, reason)
         except ConnectionError:
             return
+        except Exception as error:
+            self._failed(error)
         finally:
             self._writer = None
 
@@ -332,7 +352,8 @@ class Session:
         payloads: list[bytes] = []
         for cursor in self._cursors:
             number = cursor.next_number
-            events = cursor.take(EVENTS_PER_JOIN, BYTES_PER_WRITE)
+            room = BYTES_PER_WRITE - sum(map(len, payloads))
+            events = cursor.take(EVENTS_PER_JOIN, room) if room > 0 else []
             for last, event in join_deltas(number, events):
                 payloads += self._codec.encode(cursor, last, [event])
         self._drop_finished()
@@ -367,7 +388,18 @@ class Session:
             self._tasks = set()
         task = asyncio.create_task(self._start(lane, create))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._started)
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        if self._tasks is not None:
+            self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Our bug, and this session's end."""
+        log.error("session failed", extra={"session": self.session_id}, exc_info=error)
+        self.connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -415,11 +447,12 @@ class Session:
             task.cancel()
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
-        running = []
+        followed = {cursor.response_id for cursor in self._cursors}
+        running = [cursor.response_id for cursor in self._cursors if not cursor.log.ended]
+        started = (lane.response_id for lane in (self._lanes or {}).values())
+        running += [response_id for response_id in started if response_id and response_id not in followed]
         for cursor in self._cursors:
             cursor.close()
-            if not cursor.log.ended:
-                running.append(cursor.response_id)
         self._cursors = ()
         self._lanes = None
         return running

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from internal.biz.chat import Chat
 from internal.biz.close import CloseCode
-from internal.biz.errors import SluiceError, TooManyRequests, Unavailable
+from internal.biz.errors import TooManyRequests, Unavailable
 from internal.biz.flusher import Flusher
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.ids import new_id
@@ -16,6 +16,11 @@ from internal.biz.ports import Connection, Meter
 from internal.biz.session import Codec, Session, SessionLimits
 
 log = logging.getLogger(__name__)
+
+CLOSE_DEADLINE_S = 10.0
+"""What no connection should need to end; a shutdown does not wait longer."""
+_USUAL = (1000, 1001, 1005, 1006, CloseCode.RESTART)
+"""Closes that say nothing new: thousands of them a second would drown the others in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +93,13 @@ class SessionManager:
             self._orphan(response_id)
         self._meter.session_closed(code)
         seconds = time.monotonic() - opened_at
-        log.debug(
-            "session closed",
-            extra={"session": session.session_id, "code": code, "seconds": round(seconds, 3)},
-        )
+        fields = {
+            "session": session.session_id,
+            "code": int(code),
+            "seconds": round(seconds, 3),
+            "responses": session.responses,
+        }
+        log.log(logging.DEBUG if code in _USUAL else logging.INFO, "session closed", extra=fields)
         if self.draining:
             self._changed.set()
 
@@ -113,9 +121,7 @@ class SessionManager:
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, SluiceError):
-                raise error
-            log.warning("could not stop an abandoned response", extra={"code": error.code})
+            log.error("could not stop an abandoned response", exc_info=error)
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let running responses finish, then close every session with 1012."""
@@ -137,7 +143,8 @@ class SessionManager:
         self.draining = True
         for session in self._sessions:
             session.connection.close(code, reason)
-        while self._sessions:
+        deadline_s = time.monotonic() + CLOSE_DEADLINE_S
+        while self._sessions and time.monotonic() < deadline_s:
             # Each ends within the connection's own close timeout.
             await _wait(self._changed, 1.0)
 

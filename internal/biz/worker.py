@@ -18,13 +18,15 @@ log = logging.getLogger(__name__)
 class _Run(Transcript):
     """One response on the engine."""
 
-    __slots__ = ("delivery", "revoked", "running", "spoke_at_s")
+    __slots__ = ("delivery", "lost", "revoked", "running", "spoke_at_s")
 
     def __init__(self, delivery: Delivery) -> None:
         super().__init__(delivery)
         self.delivery = delivery
         self.running = True
         self.revoked = False
+        self.lost = False
+        """True when the queue refused its events: it has ended, or is another worker's by now."""
         self.spoke_at_s = 0.0
         """When its last token came; 0 before the first."""
 
@@ -90,11 +92,13 @@ class Worker:
             spoke, ended = self._read_step(await inbox.take())
             if spoke:
                 for response_id in await self._queue.append(spoke):
+                    if (run := self._runs.get(response_id)) is not None:
+                        run.lost = True
                     self._generator.cancel(response_id)
             for run, _ in ended:
                 self._release(run)
-            if ended:
-                tasks.create_task(self._end(ended))
+            if mine := [(run, end) for run, end in ended if not run.lost]:
+                tasks.create_task(self._end(mine))
 
     def _read_step(self, step: list[Chunk]) -> tuple[list[_Run], list[tuple[_Run, Finished]]]:
         """Turn a step into events; returns who said something and who ended. Loops once per token."""

@@ -37,6 +37,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"there is no configuration file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:  # a date that does not exist
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except yaml.YAMLError as error:
         where = f", line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
         problem = getattr(error, "problem", None) or "not valid"
@@ -45,7 +47,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} is not a mapping of sections")
-    return tree
+    # A section of which everything is commented out.
+    return {key: {} if value is None else value for key, value in tree.items()}
 
 
 def _read_environment(environ: Mapping[str, str], tree: dict[str, Any]) -> dict[str, str]:
@@ -71,7 +74,7 @@ def _value(text: str) -> Any:
     if text.startswith(("[", "{")):
         try:
             return yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             return text
     return text
 
@@ -105,7 +108,8 @@ def _complaint(key: str, loc: tuple[int | str, ...], item: Any) -> str:
     if not key:
         return message
     if item["type"] == "list_type" and isinstance(item["input"], str):
-        return f"{key}: not valid YAML"
+        broken = item["input"].startswith(("[", "{"))
+        return f"{key}: " + ("not valid YAML" if broken else "is a list; write it as [one, two]")
     if item["type"] in ("missing", "value_error") or "secret" in key:
         return f"{key}: {message}"
     return f"{key}: {message} (got {item['input']!r})"
@@ -132,6 +136,6 @@ def _variant(generator: str) -> type[BaseModel]:
 
 
 def effective(settings: Settings) -> str:
-    """The whole configuration as YAML, secrets masked. Durations are in seconds."""
+    """The whole configuration as YAML, secrets masked."""
     tree = settings.model_dump(mode="json")
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -38,14 +38,17 @@ class MemoryHistory:
             )
         if turn.running:
             raise Conflict(f"response {response_id!r} has not ended yet", param="previous_response_id")
-        parts = []
-        touch = self._is_crowded()
+        ids: list[str] = []
+        parts: list[tuple[Message, ...]] = []
         following: str | None = response_id
         while following is not None and (turn := self._turns.get(following)) is not None:
-            if touch:
-                self._turns.move_to_end(following)
+            ids.append(following)
             parts.append(turn.messages)
             following = turn.previous_id
+        if self._is_crowded():
+            # The newest last: without it nothing could continue from what is before it.
+            for turn_id in reversed(ids):
+                self._turns.move_to_end(turn_id)
         parts.reverse()
         return tuple([message for part in parts for message in part])
 

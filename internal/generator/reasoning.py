@@ -17,11 +17,15 @@ class ReasoningSplitter:
 
     __slots__ = ("_held", "_state", "_trim")
 
-    def __init__(self, *, answering: bool = False) -> None:
-        """`answering`: the beginning of the answer was already said."""
-        self._state: Literal["start", "thinking", "answering"] = "answering" if answering else "start"
+    def __init__(self, state: Literal["start", "thinking", "answering"] = "start") -> None:
+        """`state`: where the stream begins; "thinking" when the opening tag was said before it."""
+        self._state = state
         self._held = ""
-        self._trim = False
+        self._trim = state == "thinking"
+
+    @property
+    def thinking(self) -> bool:
+        return self._state == "thinking"
 
     def feed(self, text: str) -> list[Delta]:
         text = self._held + text

@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from internal.biz.models import Status
-
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+CLOSE_CODES = frozenset((*range(1000, 1016), 4401, 4403, 4408, 4429))
 
 
 class Traffic:
@@ -100,10 +101,11 @@ class Instruments(Collector):
 
     def session_closed(self, code: int) -> None:
         self._sessions.dec()
-        self._closes.labels(str(code)).inc()
+        # A client may close with any code it likes; each label is a series for ever.
+        self._closes.labels(str(code) if code in CLOSE_CODES else "other").inc()
 
-    def response_ended(self, model: str, status: Status, seconds: float) -> None:
-        self._response_counter(model, status.value).inc()
+    def response_ended(self, model: str, status: str, seconds: float) -> None:
+        self._response_counter(model, str(status)).inc()
         self._response_timer(model).observe(seconds)
 
     def first_token(self, model: str, seconds: float) -> None:

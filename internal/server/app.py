@@ -68,18 +68,17 @@ class App:
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Bound plain requests in time, and turn errors into the API's error body."""
         if is_upgrade(request):
-            return await handler(request)
+            try:
+                return await handler(request)
+            except web.HTTPException as error:  # a handshake that is none
+                return _http_error(request, error)
         try:
             async with asyncio.timeout(self._options.timeout_s or None):
                 return await handler(request)
         except SluiceError as error:
             return _json({"error": error_body(error)}, http_status(error))
         except web.HTTPException as error:
-            refusal = InvalidRequest(f"{request.method} {request.path}: {error.reason}")
-            response = _json({"error": error_body(refusal)}, error.status)
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-            return response
+            return _http_error(request, error)
         except TimeoutError:
             late = Unavailable("the request took too long", code="timeout")
             return _json({"error": error_body(late)}, 503)
@@ -132,6 +131,16 @@ class App:
     async def metrics(self, request: web.Request) -> web.Response:
         content_type = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         return web.Response(body=self._instruments.scrape(), headers=content_type)
+
+
+def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
+    """What aiohttp refuses, in the API's words."""
+    code = error.reason.lower().replace(" ", "_")
+    refusal = InvalidRequest(f"{request.method} {request.path}: {error.reason}", code=code)
+    response = _json({"error": error_body(refusal)}, error.status)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
 
 
 def is_upgrade(request: web.Request) -> bool:

@@ -30,6 +30,9 @@ def listen(host: str, port: int, send_buffer_bytes: int) -> socket.socket:
 
 def raise_descriptor_limit() -> int:
     """Allow this process as many descriptors as the system lets it have; returns how many."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # macOS calls its hard limit infinite and refuses it
+        return soft
     return hard

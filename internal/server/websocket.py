@@ -24,8 +24,8 @@ MAX_REASON_BYTES = 123
 """RFC 6455 §5.5: a control frame has at most 125 bytes, two of which are the close code."""
 FRAMES_PER_TURN = 64
 """After so many client frames in a row the event loop gets its turn."""
-MAX_CONTROL_FRAMES = 1000
-"""Pings and pongs that a client may send between two messages before it is a flood."""
+MAX_CONTROL_FRAMES_PER_S = 1000
+"""More pings and pongs than this are a flood."""
 CLOSE_TIMEOUT_S = 5.0
 """How long the peer of a closing connection may take before it is dropped."""
 
@@ -199,7 +199,9 @@ class WebSocketServer:
 
 async def _read(ws: web.WebSocketResponse, connection: WebSocketConnection, session: Session | None) -> None:
     """Read frames until the connection ends; those after our close frame are thrown away."""
+    loop = asyncio.get_running_loop()
     turn = controls = 0
+    window_s = 0.0
     while True:
         message = await ws.receive()
         kind = message.type
@@ -208,16 +210,18 @@ async def _read(ws: web.WebSocketResponse, connection: WebSocketConnection, sess
             turn = 0
             await asyncio.sleep(0)
         if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
-            controls = 0
             if session is not None and not connection.closing:
                 await _receive(connection, session, message.data, kind is WSMsgType.TEXT)
         elif kind is WSMsgType.PING or kind is WSMsgType.PONG:
+            now = loop.time()
+            if now - window_s >= 1.0:
+                window_s, controls = now, 0
             controls += 1
             if session is not None and kind is WSMsgType.PONG:
                 session.pong()
             elif kind is WSMsgType.PING:
                 connection.pong(message.data)
-            if controls > MAX_CONTROL_FRAMES:
+            if controls > MAX_CONTROL_FRAMES_PER_S:
                 connection.close(CloseCode.TOO_MANY, "too many pings")
         else:
             if not connection.closing:
@@ -237,7 +241,7 @@ def _ended(connection: WebSocketConnection, ws: web.WebSocketResponse, message: 
 
 async def _receive(connection: WebSocketConnection, session: Session, data: bytes, is_text: bool) -> None:
     if not is_text:
-        session.tell(InvalidRequest("binary frames are not understood here; send text"))
+        await session.refuse(InvalidRequest("binary frames are not understood here; send text"))
         return
     try:
         data.decode()

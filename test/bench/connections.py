@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -47,7 +48,7 @@ def _server() -> Iterator[tuple[int, psutil.Process]]:
         conf.write_text(CONF)
         command = [sys.executable, "-m", "cmd.server", "-conf", str(conf)]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        process = psutil.Popen(command, cwd=ROOT, env=env, stdout=-1, stderr=-1, text=True)
+        process = psutil.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
         try:
             for line in process.stdout:
                 if match := re.search(r"ws://localhost:(\d+)/ws", line):

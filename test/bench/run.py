@@ -4,19 +4,19 @@ Ratios and medians for comparing two versions of Sluice on one machine; no thres
 """
 
 import argparse
-import resource
 
 import connections
 import pipeline
+
+from internal.server.listen import raise_descriptor_limit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("-rounds", type=int, default=5, help="rounds of the pipeline benchmark")
-    parser.add_argument("-connections", default="5000,15000", help="how many connections to hold")
+    parser.add_argument("-connections", default="5000,15000,19000", help="how many connections to hold")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     print(f"pipeline: {pipeline.SESSIONS} sessions, a chunk each a step, {pipeline.CHUNKS} steps")
     for name, microseconds, ratio in pipeline.run(options.rounds):
         print(f"  {name:24} {microseconds:6.2f} µs/frame   {ratio:5.2f} ×")

@@ -12,7 +12,7 @@ from internal.biz.events import Event, QueueUpdate, ReasoningDelta, TextDelta
 from internal.biz.flusher import Flusher
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor
-from internal.biz.models import Message, Response, Role, Status
+from internal.biz.models import Message, Response, Role
 from internal.biz.session import Command, Create, Resume, Session, SessionLimits
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
@@ -270,7 +270,7 @@ class FakeMeter:
     def __init__(self) -> None:
         self.opened = 0
         self.closed: list[int] = []
-        self.ended: list[tuple[str, Status]] = []
+        self.ended: list[tuple[str, str]] = []
         self.first_tokens = 0
         self.gaps: list[tuple[float, int]] = []
 
@@ -280,7 +280,7 @@ class FakeMeter:
     def session_closed(self, code: int) -> None:
         self.closed.append(code)
 
-    def response_ended(self, model: str, status: Status, seconds: float) -> None:
+    def response_ended(self, model: str, status: str, seconds: float) -> None:
         assert seconds >= 0
         self.ended.append((model, status))
 

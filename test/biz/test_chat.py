@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 HELLO = (Message(Role.USER, "hello"),)
 
 
+def after(response_id: str) -> Settings:
+    return Settings(previous_response_id=response_id)
+
+
 async def test_the_first_model_is_the_default(server: "Server") -> None:
     assert server.chat.require_model(None) == "m"
     assert server.chat.require_model("other") == "other"
@@ -23,7 +27,7 @@ async def test_the_first_model_is_the_default(server: "Server") -> None:
 
 async def test_an_unknown_model_is_refused_and_the_known_ones_are_named(server: "Server") -> None:
     with pytest.raises(NotFound) as error:
-        await server.chat.submit("ada", Ask(HELLO, "nonsense"))
+        await server.chat.submit("ada", Ask(HELLO, "nonsense"), new_id("resp"))
     assert error.value.code == "model_not_found"
     assert error.value.param == "model"
     assert "m, other" in error.value.message
@@ -31,19 +35,19 @@ async def test_an_unknown_model_is_refused_and_the_known_ones_are_named(server: 
 
 async def test_an_empty_turn_is_refused(server: "Server") -> None:
     with pytest.raises(InvalidRequest) as error:
-        await server.chat.submit("ada", Ask(()))
+        await server.chat.submit("ada", Ask(()), new_id("resp"))
     assert error.value.param == "input"
     assert server.queue.depth("m") == 0
 
 
 async def test_instructions_stand_before_the_dialogue_and_are_not_kept(server: "Server") -> None:
     settings = Settings(instructions="be brief")
-    await server.chat.submit("ada", Ask(HELLO, settings=settings))
+    await server.chat.submit("ada", Ask(HELLO, settings=settings), new_id("resp"))
     run = await server.claim()
     assert run.delivery.request.messages == (Message(Role.SYSTEM, "be brief"), *HELLO)
     await run.say("hi")
     await run.finish()
-    await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=run.id)))
+    await server.chat.submit("ada", Ask(HELLO, settings=after(run.id)), new_id("resp"))
     following = await server.claim()
     assert following.delivery.request.messages == (*HELLO, Message(Role.ASSISTANT, "hi"), *HELLO)
 
@@ -51,38 +55,39 @@ async def test_instructions_stand_before_the_dialogue_and_are_not_kept(server: "
 @pytest.mark.parametrize("previous", ["resp_unknown", ""])
 async def test_continuing_an_unknown_response_is_refused(server: "Server", previous: str) -> None:
     with pytest.raises(NotFound) as error:
-        await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=previous)))
+        await server.chat.submit("ada", Ask(HELLO, settings=after(previous)), new_id("resp"))
     assert error.value.param == "previous_response_id"
     assert error.value.code == "previous_response_not_found"
 
 
 async def test_continuing_a_running_response_is_refused_for_now(server: "Server") -> None:
-    running = await server.chat.submit("ada", Ask(HELLO))
+    running = "resp_running"
+    await server.chat.submit("ada", Ask(HELLO), running)
     with pytest.raises(Conflict) as error:
-        await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=running)))
+        await server.chat.submit("ada", Ask(HELLO, settings=after(running)), new_id("resp"))
     assert error.value.retryable
 
 
 async def test_a_response_that_is_not_stored_cannot_be_continued(server: "Server") -> None:
-    await server.chat.submit("ada", Ask(HELLO, settings=Settings(store=False)))
+    await server.chat.submit("ada", Ask(HELLO, settings=Settings(store=False)), new_id("resp"))
     run = await server.claim()
     await run.finish()
     with pytest.raises(NotFound):
-        await server.chat.submit("ada", Ask(HELLO, settings=Settings(previous_response_id=run.id)))
+        await server.chat.submit("ada", Ask(HELLO, settings=after(run.id)), new_id("resp"))
 
 
 async def test_a_full_queue_is_told(server_type: "type[Server]") -> None:
     server = server_type(QueueLimits(max_pending=1))
-    await server.chat.submit("ada", Ask(HELLO))
+    await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
     with pytest.raises(Unavailable):
-        await server.chat.submit("ada", Ask(HELLO))
+        await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
 
 
 async def test_cancelling_what_nobody_follows_spares_what_is_followed(server: "Server") -> None:
     client = server.client()
     await client.ask()
     followed = await server.claim()
-    await server.chat.submit("ada", Ask(HELLO))
+    await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
     alone = await server.claim()
     for response_id in (followed.id, alone.id, "resp_unknown"):
         await server.chat.cancel_unfollowed(response_id)
@@ -110,3 +115,13 @@ def test_every_error_has_a_stable_code_and_says_whether_to_retry() -> None:
         assert str(error) == "a sentence"
         assert kind("x", code="own").code == "own"
     assert len(set(codes)) == len(codes)
+
+
+async def test_a_turn_that_could_not_be_published_does_not_wait_for_ever(
+    server_type: "type[Server]",
+) -> None:
+    server = server_type(QueueLimits(max_pending=1))
+    await server.chat.submit("ada", Ask(HELLO), "resp_1")
+    with pytest.raises(Unavailable):
+        await server.chat.submit("ada", Ask(HELLO), "resp_2")
+    assert await server.history.messages("resp_2") == HELLO

@@ -84,7 +84,7 @@ def test_check_prints_what_is_in_effect_with_secrets_masked(
     assert "do-not-tell" not in output
     effective = yaml.safe_load(output)
     assert effective["auth"]["jwt_secret"] == "**********"
-    assert effective["session"]["grace"] == 1.5
+    assert effective["session"]["grace"] == "1.5s"
     assert effective["session"]["max_in_flight"] == 3
     assert effective["models"][0]["name"] == "smollm2"
 

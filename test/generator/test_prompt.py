@@ -244,3 +244,15 @@ def test_the_dialogue_itself_is_not_changed() -> None:
     before = list(DIALOGUE)
     fit(DIALOGUE, Truncation.AUTO, 6, count)
     assert before == DIALOGUE
+
+
+def test_a_long_dialogue_is_tokenised_a_few_times_only() -> None:
+    calls: list[int] = []
+
+    def tokenize(messages: object) -> list[int]:
+        calls.append(1)
+        return count(messages)
+
+    dialogue = [user("x" * 10) for _ in range(1000)]
+    assert len(fit(dialogue, Truncation.AUTO, 125, tokenize)) == 120
+    assert len(calls) <= 12

@@ -81,3 +81,10 @@ def test_text_is_held_back_only_while_it_may_be_a_tag(stream: str) -> None:
     assert told + held == sum(map(len, seen))
     if stream.strip():
         assert held <= 7 + len(stream) - len(stream.lstrip())
+
+
+def test_a_stream_may_begin_in_the_middle_of_a_thought() -> None:
+    splitter = ReasoningSplitter("thinking")
+    assert splitter.thinking
+    assert splitter.feed("hm</think>\n\nyes") == [ReasoningDelta("hm"), TextDelta("yes")]
+    assert not splitter.thinking

@@ -47,6 +47,16 @@ def test_sessions_and_how_they_closed() -> None:
     assert found["sluice_session_closes_total", (("code", "4408"),)] == 1
 
 
+def test_a_client_cannot_make_a_series_of_each_close_code() -> None:
+    instruments = Instruments()
+    for code in range(3000, 3100):
+        instruments.session_opened()
+        instruments.session_closed(code)
+    text = instruments.scrape().decode()
+    assert 'sluice_session_closes_total{code="other"} 100.0' in text
+    assert "3050" not in text
+
+
 def test_traffic_is_read_when_it_is_scraped() -> None:
     instruments = Instruments()
     instruments.traffic.frames_out += 5

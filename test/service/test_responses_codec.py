@@ -1,8 +1,10 @@
 """The Responses dialect, held against the types of the `openai` package."""
 
+import asyncio
 import json
 from typing import Any, get_args
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -569,3 +571,26 @@ def test_an_error_is_one_of_the_openai_package(lane: str | None) -> None:
     }
     assert event.get("stream_id") == lane
     as_openai(event)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"input": [0] * 300_000},
+        {"input": [{"role": "user", "content": [0] * 300_000}]},
+        {"input": [{"role": "user", "content": "x"}] * 20_000},
+        {"input": "x", "include": [0] * 300_000},
+        {"input": "x", **{f"key {i}": 0 for i in range(50_000)}},
+        {"input": "x", "metadata": {f"key {i}": "" for i in range(50_000)}},
+        {"input": "x", "k" * 500_000: 0},
+    ],
+)
+async def test_a_large_bad_event_is_refused_in_few_words_and_does_not_block_the_loop(
+    event: dict[str, Any],
+) -> None:
+    data = orjson.dumps({"type": "response.create", **event})
+    await asyncio.sleep(0)  # from here on it is the watched loop's callback
+    with pytest.raises(InvalidRequest) as error:
+        ResponsesCodec().decode(data)
+    assert len(error.value.message) < 300
+    assert len(error.value.param or "") <= 100

@@ -4,12 +4,20 @@ Sluice adds `response.cancel`, `response.resume`, and `queue` on `response.queue
 `response.queue`. Source: https://platform.openai.com/docs/api-reference/responses
 """
 
-import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+)
 
 from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest, SluiceError, UnsupportedParameter
@@ -46,6 +54,12 @@ from internal.service.errors import error_body, http_status
 
 # ── client events ────────────────────────────────────────────────────────────────────────────────
 
+MAX_ITEMS = 4096
+MAX_PARTS = 256
+MAX_KEYS = 64
+MAX_PARAM_CHARS = 100
+"""Bounds of what is looked at, or said back, of one client event."""
+
 _Lane = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Metadata = Annotated[
@@ -75,17 +89,35 @@ class _TextPart(_Lenient):
 class _MessageItem(_Lenient):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[_TextPart]
+    content: str | Annotated[list[_TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
 class _ReasoningItem(_Lenient):
     type: Literal["reasoning"]
 
 
+def _item_tag(item: object) -> str:
+    is_reasoning = isinstance(item, dict) and item.get("type") == "reasoning"
+    return "reasoning" if is_reasoning else "message"
+
+
+# One complaint is enough, and collecting one for each of a hundred thousand bad items takes seconds.
+_Items = Annotated[
+    list[
+        Annotated[
+            Annotated[_MessageItem, Tag("message")] | Annotated[_ReasoningItem, Tag("reasoning")],
+            Discriminator(_item_tag),
+        ]
+    ],
+    Field(max_length=MAX_ITEMS, fail_fast=True),
+]
+_Include = Annotated[list[Literal["queue"]], Field(max_length=8, fail_fast=True)]
+
+
 class _ResponseCreate(_Strict):
     type: Literal["response.create"]
     model: str | None = None
-    input: str | list[_MessageItem | _ReasoningItem]
+    input: str | _Items
     instructions: str | None = None
     previous_response_id: _Id | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -96,7 +128,7 @@ class _ResponseCreate(_Strict):
     metadata: _Metadata | None = None
     stream_id: _Lane | None = None
     stream: Literal[True] | None = None
-    include: list[Literal["queue"]] | None = None
+    include: _Include | None = None
 
 
 class _ResponseCancel(_Strict):
@@ -109,7 +141,7 @@ class _ResponseResume(_Strict):
     response_id: _Id
     starting_after: Annotated[int, Field(ge=0, le=2**53)] | None = None
     stream_id: _Lane | None = None
-    include: list[Literal["queue"]] | None = None
+    include: _Include | None = None
 
 
 _CLIENT_EVENTS: dict[str, type[_Strict]] = {
@@ -135,10 +167,17 @@ def _parse(data: bytes) -> _Strict:
             code="unknown_event",
             param="type",
         )
+    _require_small(event, "event")
+    _require_small(event.get("metadata"), "metadata")
     try:
         return model.model_validate(event)
     except ValidationError as error:
         raise _invalid(error) from error
+
+
+def _require_small(value: object, name: str) -> None:
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise InvalidRequest(f"{name}: more than {MAX_KEYS} keys", code="invalid_value", param=name)
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
@@ -148,30 +187,32 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     furthest in.
     """
     complaints = error.errors(include_url=False, include_context=False, include_input=False)
-    worst = max(complaints, key=lambda complaint: len(complaint["loc"]))
+    worst = max(complaints, key=lambda it: (len(it["loc"]), it["type"] != "string_type"))
+    message = worst["msg"].partition(" or instance of ")[0]
     name, *path = worst["loc"]
     path = [part for i, part in enumerate(path) if not _is_branch(part, last=i == len(path) - 1)]
     param = str(name) + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
+    param = param[:MAX_PARAM_CHARS]
     if worst["type"] == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not supported here", param=param)
     if param.endswith(".type") or param.startswith("include"):
-        return UnsupportedParameter(f"{param}: {worst['msg']}", param=param)
-    return InvalidRequest(f"{param}: {worst['msg']}", code="invalid_value", param=param)
+        return UnsupportedParameter(f"{param}: {message}", param=param)
+    return InvalidRequest(f"{param}: {message}", code="invalid_value", param=param)
 
 
 def _is_branch(part: int | str, *, last: bool) -> bool:
     """pydantic names the branch of a union in the path; a client never wrote that."""
     if isinstance(part, int):
         return False
-    return part.startswith(("_MessageItem", "_ReasoningItem", "list[", "literal[")) or (
-        last and part == "str"
+    return (
+        part in ("message", "reasoning") or part.startswith(("list[", "literal[")) or (last and part == "str")
     )
 
 
 _ROLES = {"developer": Role.SYSTEM}
 
 
-def _messages(items: str | list[_MessageItem | _ReasoningItem]) -> tuple[Message, ...]:
+def _messages(items: str | Sequence[_MessageItem | _ReasoningItem]) -> tuple[Message, ...]:
     if isinstance(items, str):
         return (Message(Role.USER, items),) if items else ()
     return tuple(
@@ -322,14 +363,25 @@ def _logprobs(kind: ItemKind) -> dict[str, Any]:
     return {"logprobs": []} if kind is ItemKind.MESSAGE else {}
 
 
-@functools.lru_cache(maxsize=4096)
-def _delta_head(response_id: str, index: int, lane: str | None) -> bytes:
+@dataclass(slots=True)
+class _DeltaHead:
     """What all text deltas of an output item have in common, open at the end. A whole object for each
     token took four times as long."""
-    fields = {"type": "response.output_text.delta", **_place(response_id, ItemKind.MESSAGE, index)}
-    if lane is not None:
-        fields["stream_id"] = lane
-    return orjson.dumps({**fields, "logprobs": []})[:-1]
+
+    index: int
+    json: bytes
+
+
+def _delta_head(cursor: Cursor, number: int) -> bytes:
+    index, head = cursor.log.output_index(number), cursor.codec_state
+    if isinstance(head, _DeltaHead) and head.index == index:
+        return head.json
+    place = _place(cursor.response_id, ItemKind.MESSAGE, index)
+    fields = {"type": "response.output_text.delta", **place, "logprobs": []}
+    if cursor.lane is not None:
+        fields["stream_id"] = cursor.lane
+    cursor.codec_state = _DeltaHead(index, json := orjson.dumps(fields)[:-1])
+    return json
 
 
 class ResponsesCodec:
@@ -354,9 +406,8 @@ class ResponsesCodec:
         payloads = []
         for offset, event in enumerate(events):
             if type(event) is TextDelta:
-                head = _delta_head(log.response_id, log.output_index(number + offset), lane)
-                tail = (head, orjson.dumps(event), number + offset)
-                payloads.append(b'%b,"delta":%b,"sequence_number":%d}' % tail)
+                parts = (_delta_head(cursor, number + offset), orjson.dumps(event), number + offset)
+                payloads.append(b'%b,"delta":%b,"sequence_number":%d}' % parts)
                 continue
             fields = event_object(log, number + offset, event)
             if lane is not None:
