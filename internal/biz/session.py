@@ -245,7 +245,7 @@ class Session:
                     raise
                 # The dialogue idled so long that its history is gone: it begins anew.
                 self._last_response_id = None
-                await self._chat.submit(self.session_id, create.ask, response_id)
+                await self._chat.submit(self.session_id, self._continued(ask), response_id)
             self.responses += 1
             await self._follow(response_id, -1, create.lane, create.queue_updates)
         except Exception:

@@ -128,10 +128,13 @@ class WebSocketConnection:
         return self._closing
 
     def finish(self) -> None:
-        """The reader has ended: nothing is written from here on, what is buffered still leaves."""
+        """The reader has ended: nothing is written from here on. What is buffered still leaves, if the peer
+        takes it within CLOSE_TIMEOUT_S."""
         self._closing = True
-        if self._deadline is not None:
+        if self._deadline is not None and not self.buffered_bytes:
             self._deadline.cancel()
+        elif self._deadline is None and self.buffered_bytes:
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
         if not self._transport.is_closing():
             # So that aiohttp, which closes what a handler leaves open, does not send a second close frame.
             self._transport.close()
