@@ -160,6 +160,8 @@ async def nobody_listens(port: int) -> None:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except ConnectionRefusedError:
                 break
+            except ConnectionResetError:
+                continue  # in the backlog when the listener closed
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
