@@ -97,6 +97,8 @@ def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
 
 
+CHARS_PER_TOKEN = 4
+"""What a token of ordinary text has, about."""
 MAX_CHARS_PER_TOKEN = 16
 """No tokenizer says more with one token, on average over a message."""
 
@@ -109,8 +111,8 @@ def fit(
 ) -> list[int]:
     """The tokens of `messages`, at most `limit`.
 
-    With Truncation.AUTO the oldest turns are left out until the rest fits; system messages and the last
-    turn stay. `tokenize` is called O(log turns) times. Raises ContextLengthExceeded.
+    With Truncation.AUTO the oldest turns are left out until the rest fits, some at a time; system messages
+    and the last turn stay. `tokenize` is called O(log turns) times. Raises ContextLengthExceeded.
     """
     kept = list(messages)
     if truncation is Truncation.DISABLED:
@@ -137,7 +139,7 @@ def _fit_newest(
     while least + 1 < len(starts) and _chars(messages, starts, least) > limit * MAX_CHARS_PER_TOKEN:
         least += 1
     tokens = tokenize(_from_turn(messages, starts, least))
-    if len(tokens) <= limit or not starts:
+    if (len(tokens) <= limit and not least) or not starts:
         return tokens
     # The first turn that may stay lies in (least, most]; what fits from one turn on fits from every later.
     most = max(least, len(starts) - 1)
@@ -149,7 +151,21 @@ def _fit_newest(
             most, tokens = middle, attempt
         else:
             least = middle
-    return tokens
+    later = _steady_turn(messages, starts, most, limit)
+    return tokens if later == most else tokenize(_from_turn(messages, starts, later))
+
+
+def _steady_turn(messages: list[Message], starts: list[int], turn: int, limit: int) -> int:
+    """A turn not before `turn` to begin with, which stays the same while the dialogue grows by about half
+    the context: a prompt that lost one more turn each time would be prefilled anew each time."""
+    quantum = limit * CHARS_PER_TOKEN // 2
+    whole = _chars(messages, starts, 0)
+    dropped = whole - _chars(messages, starts, turn)
+    target = -(-dropped // quantum) * quantum
+    for later in range(turn, len(starts)):
+        if whole - _chars(messages, starts, later) >= target:
+            return later
+    return turn
 
 
 def _from_turn(messages: list[Message], starts: list[int], turn: int) -> list[Message]:

@@ -256,3 +256,19 @@ def test_a_long_dialogue_is_tokenised_a_few_times_only() -> None:
     dialogue = [user("x" * 10) for _ in range(1000)]
     assert len(fit(dialogue, Truncation.AUTO, 125, tokenize)) == 120
     assert len(calls) <= 12
+
+
+def test_a_growing_dialogue_seldom_begins_elsewhere() -> None:
+    def tokenize(messages: object) -> list[int]:
+        """One token for four characters; each tells where the prompt begins."""
+        assert isinstance(messages, list | tuple)
+        return [int(messages[0].content)] * (len(count(messages)) // 4)
+
+    dialogue: list[Message] = []
+    begins = []
+    for number in range(100):
+        dialogue += [user(f"{number:8}"), Message(Role.ASSISTANT, "x" * 32)]
+        begins.append(fit(dialogue, Truncation.AUTO, 200, tokenize)[0])
+    # Ten tokens a turn, twenty turns fit: it moves by ten turns at a time.
+    assert sorted(set(begins)) == [0, 10, 20, 30, 40, 50, 60, 70, 80]
+    assert begins == sorted(begins)
