@@ -289,14 +289,20 @@ class Session:
         self._dirty = False
         if self._writer is not None:
             return b""
+        if len(self._cursors) == 1:
+            cursor = self._cursors[0]
+            events, number = cursor.log.events, cursor.next_number
+            if number + 1 == len(events) and not cursor.log.ended:  # nearly always
+                cursor.next_number = number + 1
+                payloads = self._codec.encode(cursor, number, (events[number],))
+                return self.connection.frame(payloads) if payloads else b""
+        return self._collect_all()
+
+    def _collect_all(self) -> bytes:
         payloads: list[bytes] = []
         more = done = False
         for cursor in self._cursors:
-            log, number = cursor.log, cursor.next_number
-            if number + 1 == len(log.events) and not log.ended:  # nearly always
-                cursor.next_number = number + 1
-                payloads += self._codec.encode(cursor, number, (log.events[number],))
-                continue
+            number = cursor.next_number
             room = BYTES_PER_WRITE - sum(map(len, payloads))
             if room > 0:
                 events = cursor.take(EVENTS_PER_WRITE, room)

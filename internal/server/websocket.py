@@ -30,11 +30,14 @@ CLOSE_TIMEOUT_S = 5.0
 """How long the peer of a closing connection may take before it is dropped."""
 
 
+_SHORT_HEADS = [bytes((0x81, size)) for size in range(126)]
+
+
 def frame(payload: bytes) -> bytes:
     """A final, unmasked text frame. Source: RFC 6455 §5.2."""
     size = len(payload)
     if size < 126:
-        return b"\x81%c%b" % (size, payload)
+        return _SHORT_HEADS[size] + payload
     if size < 65536:
         return b"\x81\x7e" + size.to_bytes(2, "big") + payload
     return b"\x81\x7f" + size.to_bytes(8, "big") + payload
