@@ -168,10 +168,7 @@ class Transcript(Job):
         if type(delta) is not self._kind:
             self._open_item(type(delta))
         self._texts.append(delta)
-        if self.events:
-            self.events += (delta,)
-        else:
-            self.events = (delta,)
+        self.events += (delta,)
 
     def _open_item(self, kind: type[Delta]) -> None:
         self._close_item(Status.COMPLETED)

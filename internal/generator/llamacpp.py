@@ -282,8 +282,6 @@ class _Stream:
 
     def generate(self) -> Finished:
         engine, job = self._engine, self._job
-        if engine.wants_stop(job.response_id):
-            return Finished(FinishReason.CANCELLED)
         if not job.emitted and engine.opens_thinking(job):
             self._splitter = ReasoningSplitter("thinking")
         options = engine.options

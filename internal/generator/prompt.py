@@ -6,8 +6,10 @@ tokens: a typed `<|im_end|>` stays text and cannot end the turn.
 """
 
 import datetime
+import itertools
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -135,47 +137,40 @@ def _fit_newest(
 ) -> list[int]:
     """The tokens of as many of the newest turns as fit, or of the last one. A turn begins at each of
     `starts`."""
-    least = 0
-    while least + 1 < len(starts) and _chars(messages, starts, least) > limit * MAX_CHARS_PER_TOKEN:
-        least += 1
-    tokens = tokenize(_from_turn(messages, starts, least))
-    if (len(tokens) <= limit and not least) or not starts:
-        return tokens
-    # The first turn that may stay lies in (least, most]; what fits from one turn on fits from every later.
-    most = max(least, len(starts) - 1)
-    tokens = tokenize(_from_turn(messages, starts, most))
-    while len(tokens) <= limit and most - least > 1:
-        middle = (least + most) // 2
-        attempt = tokenize(_from_turn(messages, starts, middle))
-        if len(attempt) <= limit:
-            most, tokens = middle, attempt
-        else:
-            least = middle
-    later = _steady_turn(messages, starts, most, limit)
-    return tokens if later == most else tokenize(_from_turn(messages, starts, later))
+    if not starts:
+        return tokenize(messages)
+    chars = list(itertools.accumulate((len(message.content) for message in messages), initial=0))
+    before = [chars[start] for start in starts]
+    hopeless = chars[-1] - limit * MAX_CHARS_PER_TOKEN
+    first = min(bisect_left(before, hopeless), len(starts) - 1)
+    tokens = tokenize(_from_turn(messages, starts, first))
+    if len(tokens) > limit and first < len(starts) - 1:
+        # The first that may stay lies in (least, first]: what fits from one turn on fits from later ones.
+        least, first = first, len(starts) - 1
+        tokens = tokenize(_from_turn(messages, starts, first))
+        while len(tokens) <= limit and first - least > 1:
+            middle = (least + first) // 2
+            attempt = tokenize(_from_turn(messages, starts, middle))
+            if len(attempt) <= limit:
+                first, tokens = middle, attempt
+            else:
+                least = middle
+    steady = _steady_turn(before, first, limit)
+    return tokens if steady == first else tokenize(_from_turn(messages, starts, steady))
 
 
-def _steady_turn(messages: list[Message], starts: list[int], turn: int, limit: int) -> int:
+def _steady_turn(before: list[int], turn: int, limit: int) -> int:
     """A turn not before `turn` to begin with, which stays the same while the dialogue grows by about half
-    the context: a prompt that lost one more turn each time would be prefilled anew each time."""
+    the context: a prompt that lost one more turn each time would be prefilled anew each time. `before` are
+    the characters before each turn."""
     quantum = limit * CHARS_PER_TOKEN // 2
-    whole = _chars(messages, starts, 0)
-    dropped = whole - _chars(messages, starts, turn)
-    target = -(-dropped // quantum) * quantum
-    for later in range(turn, len(starts)):
-        if whole - _chars(messages, starts, later) >= target:
-            return later
-    return turn
+    dropped = before[turn] - before[0]
+    steady = bisect_left(before, before[0] - (-dropped // quantum) * quantum, lo=turn)
+    return steady if steady < len(before) else turn
 
 
 def _from_turn(messages: list[Message], starts: list[int], turn: int) -> list[Message]:
     """The messages without those of the turns before `turn`; system messages stay."""
-    if not starts:
-        return messages
     first, start = starts[0], starts[turn]
     systems = [m for m in messages[first:start] if m.role is Role.SYSTEM]
     return messages[:first] + systems + messages[start:]
-
-
-def _chars(messages: list[Message], starts: list[int], turn: int) -> int:
-    return sum(len(message.content) for message in messages[starts[turn] :])

@@ -90,10 +90,12 @@ class App:
         """`/ws`: bare text. `?model=NAME` chooses the model."""
         if not is_upgrade(request):
             return _upgrade_required("/ws")
-        codec = self._text.get(request.query.get("model"))
-        if codec is None:
-            return await self._websockets.serve(request, self._text[None], self._no_model(request))
-        return await self._websockets.serve(request, codec, self._refusal(request))
+        model, refusal = request.query.get("model"), self._refusal(request)
+        try:
+            self._chat.require_model(model)
+        except NotFound as error:
+            model, refusal = None, error
+        return await self._websockets.serve(request, self._text[model], refusal)
 
     async def responses_socket(self, request: web.Request) -> web.StreamResponse:
         """`/v1/responses`: the Responses API over a WebSocket."""
@@ -106,13 +108,6 @@ class App:
         if is_allowed(origin, request.host, self._options.allowed_origins):
             return None
         return InvalidRequest("pages of this origin may not connect", code="origin_not_allowed")
-
-    def _no_model(self, request: web.Request) -> SluiceError:
-        try:
-            self._chat.require_model(request.query.get("model"))
-        except NotFound as error:
-            return error
-        return SluiceError("internal error")
 
     async def models(self, request: web.Request) -> web.Response:
         """`/v1/models`: the default one first."""
