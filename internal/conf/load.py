@@ -12,6 +12,8 @@ from internal.conf.settings import EchoModel, LlamaCppModel, Settings
 
 PREFIX = "SLUICE_"
 
+_SECRETS = ("auth.jwt_secret", "queue.url")
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message names the key, its source and what is allowed."""
@@ -83,7 +85,8 @@ def _explain(error: ValidationError, path: Path, from_environment: Mapping[str, 
     lines = []
     for item in error.errors(include_url=False):
         loc = _without_tag(item["loc"])
-        key = ".".join(map(str, loc))
+        # A complaint about several keys names the one to look at.
+        key = item.get("ctx", {}).get("key") or ".".join(map(str, loc))
         source = next((name for prefix, name in from_environment.items() if _related(key, prefix)), str(path))
         lines.append(f"{source}: {_complaint(key, loc, item)}")
     return "\n".join(lines)
@@ -107,10 +110,12 @@ def _complaint(key: str, loc: tuple[int | str, ...], item: Any) -> str:
         return f"unknown key {key}{hint} (known here: {', '.join(known)})"
     if not key:
         return message
+    if not loc:
+        return f"{key}: {message}"
     if item["type"] == "list_type" and isinstance(item["input"], str):
         broken = item["input"].startswith(("[", "{"))
         return f"{key}: " + ("not valid YAML" if broken else "is a list; write it as [one, two]")
-    if item["type"] in ("missing", "value_error") or "secret" in key:
+    if item["type"] in ("missing", "value_error") or key.startswith(_SECRETS):
         return f"{key}: {message}"
     return f"{key}: {message} (got {item['input']!r})"
 

@@ -11,9 +11,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    Secret,
     SecretStr,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -49,6 +51,26 @@ def _address(value: object) -> str:
     return value
 
 
+class SecretUrl(Secret[str]):
+    """An address that may hold a password: neither that nor anything else behind its ? is shown."""
+
+    def _display(self) -> str:
+        # The last @: a password that was not escaped may hold any character.
+        scheme, mark, rest = self.get_secret_value().partition("://")
+        login, at, place = rest.rpartition("@")
+        place, question, query = place.partition("?")
+        return "".join((scheme, mark, login and _MASK, at, place, question, query and _MASK))
+
+
+_MASK = "*" * 10
+
+
+def _redis_url(value: SecretUrl) -> SecretUrl:
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("write redis://[user:password@]host:port/number, or rediss://… or unix://…")
+    return value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,10 +83,10 @@ class Http(_Section):
 
 
 class Server(_Section):
-    """`allowed_origins` empty: pages of the same host only."""
+    """`processes` share the address. `allowed_origins` empty: pages of the same host only."""
 
     http: Http = Http()
-    processes: Annotated[int, Field(ge=1, le=1)] = 1
+    processes: Positive = 1
     allowed_origins: list[str] = []
 
 
@@ -84,9 +106,13 @@ class Session(_Section):
 
 
 class Queue(_Section):
-    """`retain`: how long a finished response can still be followed."""
+    """`retain`: how long a finished response can still be followed. The rest is for the driver redis:
+    `prefix` begins every key, and a process that has not been heard of for `lease` has lost its work."""
 
-    driver: Literal["memory"] = "memory"
+    driver: Literal["memory", "redis"] = "memory"
+    url: Annotated[SecretUrl, AfterValidator(_redis_url)] = SecretUrl("redis://127.0.0.1:6379/0")
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "sluice"
+    lease: Annotated[Duration, Field(ge=1)] = 15.0
     retain: Duration = 600.0
     max_pending: Count = 1024
     max_age: Duration = 600.0
@@ -183,4 +209,14 @@ class Settings(_Section):
         names = [model.name for model in self.models]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two models have the same name: {', '.join(sorted(twice))}")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_a_queue(self) -> "Settings":
+        if self.server.processes > 1 and self.queue.driver == "memory":
+            raise PydanticCustomError(
+                "processes",
+                "each process would have a queue, and models, of its own; set queue.driver: redis",
+                {"key": "server.processes"},
+            )
         return self

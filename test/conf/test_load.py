@@ -55,6 +55,8 @@ def dig(settings: Settings, key: str) -> Any:
         ("session.grace", 10.0),
         ("session.max_in_flight", 8),
         ("queue.driver", "memory"),
+        ("queue.prefix", "sluice"),
+        ("queue.lease", 15.0),
         ("queue.retain", 600.0),
         ("queue.max_pending", 1024),
         ("queue.max_age", 600.0),
@@ -211,7 +213,11 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ("session: {on_disconnect: hang}", ["session.on_disconnect", "'cancel' or 'continue'", "hang"]),
         ("server: {http: {addr: nowhere}}", ["server.http.addr", "'nowhere' is not an address"]),
         ("server: {http: {addr: 8080}}", ["server.http.addr", "is not an address"]),
-        ("server: {processes: 2}", ["server.processes", "1"]),
+        ("server: {processes: 0}", ["server.processes", "greater than or equal to 1"]),
+        ("server: {processes: 2}", ["server.processes: each", "set queue.driver: redis"]),
+        ("queue: {url: 'http://localhost'}", ["queue.url", "redis://"]),
+        ("queue: {prefix: 'a b'}", ["queue.prefix", "pattern", "a b"]),
+        ("queue: {lease: 999ms}", ["queue.lease", "greater than or equal to 1", "999ms"]),
         ("queue: {driver: kafka}", ["queue.driver", "memory", "kafka"]),
         ("auth: {required: true}", ["auth.required"]),
         ("models: []", ["models", "at least 1"]),
@@ -266,6 +272,13 @@ def test_a_wrong_variable_is_named(write: Write, variable: str, value: str, name
         assert name in told
 
 
+def test_processes_that_share_nothing_are_refused_where_they_were_asked_for(write: Write) -> None:
+    told = complaint(write(""), SLUICE_SERVER__PROCESSES="2")
+    assert told.startswith("SLUICE_SERVER__PROCESSES: server.processes: ")
+    shared = {"SLUICE_SERVER__PROCESSES": "2", "SLUICE_QUEUE__DRIVER": "redis"}
+    assert load(write(""), shared).server.processes == 2
+
+
 def test_a_variable_below_what_is_no_section_is_named(write: Write) -> None:
     told = complaint(write("models: [{name: e, generator: echo}]"), SLUICE_MODELS__0__NAME="x")
     assert "SLUICE_MODELS__0__NAME" in told
@@ -281,6 +294,11 @@ def test_no_complaint_tells_a_secret(write: Write, secret: str, source: str) -> 
     else:
         told = complaint(write("auth: {required: true}"), SLUICE_AUTH__JWT_SECRET=secret)
     assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("url", ["[hunter2]", "http://:hunter2@localhost", "hunter2", "{password: hunter2}"])
+def test_no_complaint_tells_the_password_of_the_queue(write: Write, url: str) -> None:
+    assert "hunter2" not in complaint(write(f"queue: {{url: {url}}}"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -317,6 +335,22 @@ def test_secrets_are_masked_in_what_is_in_effect(write: Write) -> None:
     assert settings.auth.jwt_secret.get_secret_value() == "hunter2"
     assert "hunter2" not in effective(settings)
     assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("rediss://:hunter2@db.example:6379/1", "rediss://**********@db.example:6379/1"),
+        ("redis://ada:hun@t/er#2?@db.example", "redis://**********@db.example"),
+        ("unix:///run/redis.sock?password=hunter2", "unix:///run/redis.sock?**********"),
+    ],
+)
+def test_the_address_of_the_queue_is_shown_without_its_password(write: Write, url: str, shown: str) -> None:
+    settings = load(write("queue: {driver: redis}"), {"SLUICE_QUEUE__URL": url})
+    assert settings.queue.url.get_secret_value() == url
+    assert yaml.safe_load(effective(settings))["queue"]["url"] == shown
+    assert shown in repr(settings)
 
 
 def test_what_is_in_effect_is_yaml_with_every_key(write: Write) -> None:
