@@ -22,12 +22,17 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
+    def __init__(self, process: int | None) -> None:
+        super().__init__()
+        self._process = {} if process is None else {"process": process}
+
     def format(self, record: logging.LogRecord) -> str:
         fields = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._process,
             **_extra(record),
         }
         if record.exc_info:
@@ -41,11 +46,13 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return not isinstance(error, (HttpProcessingError, ConnectionError))
 
 
-def configure(level: str, form: str) -> None:
-    """Send the logs of the process to stderr, as `text` or `json`."""
+def configure(level: str, form: str, process: int | None = None) -> None:
+    """Send the logs of the process to stderr, as `text` or `json`. Each line tells `process`, where there are
+    several."""
     handler = logging.StreamHandler(sys.stderr)
-    text = _TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
-    handler.setFormatter(_JsonFormatter() if form == "json" else text)
+    who = "" if process is None else f"{process} "
+    text = _TextFormatter(f"%(asctime)s {who}%(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+    handler.setFormatter(_JsonFormatter(process) if form == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
     # aiohttp's access log would be a line for every health check.

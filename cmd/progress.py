@@ -1,8 +1,10 @@
 """What a person sees while models load, and where to connect when they are ready."""
 
 import logging
+import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -18,11 +20,12 @@ _STEP = 0.25
 class LoadingProgress:
     """Told of each model's progress, from any thread: a bar on a terminal, a few log lines elsewhere."""
 
-    def __init__(self, readiness: Readiness, address: str) -> None:
-        """`address` is host:port, as a person on this machine writes it."""
+    def __init__(self, readiness: Readiness, ready: Callable[[], None], *, alone: bool) -> None:
+        """`ready` is called when every model is. Not `alone`: several processes have one terminal, where
+        their bars would overwrite each other."""
         self._readiness = readiness
-        self._address = address
-        self._terminal = sys.stderr.isatty()
+        self._ready = ready
+        self._terminal = alone and sys.stderr.isatty()
         self._bars: dict[str, tqdm[NoReturn]] = {}
         self._told: dict[str, float] = {}
         self._started_at = time.monotonic()
@@ -50,7 +53,14 @@ class LoadingProgress:
             self._bars.pop(model).close()
         log.info("model %s is ready after %.1f s", model, time.monotonic() - self._started_at)
         if self._readiness.ready:
-            print(_BANNER.format(address=self._address), flush=True)
+            self._ready()
+
+
+def say_ready(listener: socket.socket) -> None:
+    """Tell a person that the server is ready, and what to do with it."""
+    host, port = listener.getsockname()[:2]
+    host = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host
+    print(_BANNER.format(address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), flush=True)
 
 
 _BANNER = """

@@ -13,19 +13,21 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import uvloop
 from aiohttp import web
 
-from cmd import logs, wire
-from cmd.progress import LoadingProgress
+from cmd import logs, supervisor, wire
+from cmd.child import Place, attached
+from cmd.progress import LoadingProgress, say_ready
 from internal.biz.close import CloseCode
 from internal.biz.errors import SluiceError
 from internal.conf.load import ConfigError, effective, load
 from internal.conf.settings import Settings, parse_address
-from internal.server.listen import BACKLOG, listen, raise_descriptor_limit
+from internal.server.listen import BACKLOG, listen, naming, raise_descriptor_limit
 
 log = logging.getLogger("sluice")
 
@@ -37,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cmd.server", allow_abbrev=False)
     parser.add_argument("-conf", type=Path, required=True, metavar="FILE", help="configuration file")
     parser.add_argument("-check", action="store_true", help="print the effective configuration and exit")
+    parser.add_argument("-child", nargs=3, help=argparse.SUPPRESS)  # see cmd.supervisor
     options = parser.parse_args()
     try:
         settings = load(options.conf, os.environ)
@@ -46,10 +49,13 @@ def main() -> int:
     if options.check:
         print(effective(settings), end="")
         return 0
-    logs.configure(settings.log.level, settings.log.format)
+    place = _place(options.child, settings) if options.child else None
+    logs.configure(settings.log.level, settings.log.format, place.number if place else None)
     try:
+        if settings.server.processes > 1 and not place:
+            return supervisor.run(settings, [sys.executable, "-m", "cmd.server", "-conf", str(options.conf)])
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+            runner.run(serve(settings, place))
     except (SluiceError, BaseExceptionGroup) as error:
         cause = _first(error)
         if not isinstance(cause, SluiceError):
@@ -65,24 +71,29 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-async def serve(settings: Settings) -> None:
-    """Listen, load the models, serve until SIGTERM or SIGINT, then drain."""
-    host, port = parse_address(settings.server.http.addr)
-    try:
-        listener = listen(host, port, settings.session.write_buffer_bytes)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise SluiceError(f"cannot listen on {settings.server.http.addr}: {reason}") from error
+def _place(arguments: list[str], settings: Settings) -> Place:
+    number, descriptor, folder = arguments
+    listener = socket.socket(fileno=int(descriptor))
+    return Place(int(number), settings.server.processes, listener, Path(folder))
+
+
+async def serve(settings: Settings, place: Place | None = None) -> None:
+    """Listen, load the models, serve until SIGTERM or SIGINT, then drain. `place`: as one of several."""
+    listener = place.listener if place else _listen(settings)
     raise_descriptor_limit()
     sluice = wire.build(settings)
     runner = web.AppRunner(
         sluice.application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_HTTP_S
     )
-    with _stop_signal() as stop:
+    async with contextlib.AsyncExitStack() as around:
+        stop = around.enter_context(_stop_signal())
+        ready: Callable[[], None] = partial(say_ready, listener)
+        if place:
+            ready = await around.enter_async_context(attached(place, sluice, stop))
         await runner.setup()
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
-        progress = LoadingProgress(sluice.readiness, _shown_address(listener))
+        progress = LoadingProgress(sluice.readiness, ready, alone=not place)
         work = asyncio.create_task(sluice.work(progress))
         stopped = asyncio.create_task(stop.wait())
         _spare_collector()
@@ -104,11 +115,10 @@ async def serve(settings: Settings) -> None:
     log.info("stopped")
 
 
-def _shown_address(listener: socket.socket) -> str:
-    """Where to connect from this machine."""
-    host, port = listener.getsockname()[:2]
-    host = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _listen(settings: Settings) -> socket.socket:
+    host, port = parse_address(settings.server.http.addr)
+    with naming(settings.server.http.addr):
+        return listen(host, port, settings.session.write_buffer_bytes)
 
 
 @contextlib.contextmanager

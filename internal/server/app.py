@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+SCRAPE: web.AppKey[Callable[[], Awaitable[bytes]]] = web.AppKey("SCRAPE")
+"""What `/metrics` answers with. This process's own, where nobody sets another."""
+
 
 @dataclass(frozen=True, slots=True)
 class AppOptions:
@@ -56,6 +59,7 @@ class App:
 
     def build(self) -> web.Application:
         app = web.Application(middlewares=[self._errors])
+        app[SCRAPE] = self._scrape
         app.router.add_get("/ws", self.text_socket, allow_head=False)
         app.router.add_get("/v1/responses", self.responses_socket, allow_head=False)
         app.router.add_get("/v1/models", self.models)
@@ -125,7 +129,10 @@ class App:
 
     async def metrics(self, request: web.Request) -> web.Response:
         content_type = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        return web.Response(body=self._instruments.scrape(), headers=content_type)
+        return web.Response(body=await request.app[SCRAPE](), headers=content_type)
+
+    async def _scrape(self) -> bytes:
+        return self._instruments.scrape()
 
 
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
