@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,7 @@ async def attached(place: Place, sluice: Sluice, stop: asyncio.Event) -> AsyncIt
     siblings = Siblings(place.folder, place.number, place.count, sluice.instruments.scrape)
     sluice.application[SCRAPE] = siblings.scrape
     # A copy: the descriptor 0 must stay taken.
-    end = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+    end = socket.socket(fileno=os.dup(0))
     end.setblocking(False)
     transport, _ = await loop.create_unix_connection(lambda: _Lifeline(stop), sock=end)
     try:

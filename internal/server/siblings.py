@@ -69,7 +69,8 @@ class Siblings:
             ):
                 return await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            log.warning("metrics are incomplete", extra={"missing": number, "because": type(error).__name__})
+            # Anyone can ask for metrics: this must not fill the log.
+            log.debug("metrics are incomplete", extra={"missing": number, "because": type(error).__name__})
             return None
 
 

@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ TEST_DEADLINE_S = 40.0
 STEP_DEADLINE_S = 15.0
 """What a single step of a test may take on a busy machine."""
 START_DEADLINE_S = 60.0
+PROGRAM = ("-m", "cmd.server")
 
 JSON = dict[str, Any]
 ALARMS = re.compile(
@@ -190,7 +191,12 @@ class Server:
 
 class RunServer(Protocol):
     def __call__(
-        self, config: JSON, *, env: Mapping[str, str] | None = None, ready: bool = True
+        self,
+        config: JSON,
+        *,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+        program: Sequence[str] = PROGRAM,
     ) -> AbstractContextManager[Server]:
         """Run a server with `config`; its address is chosen here. It is stopped, and checked, at the end."""
 
@@ -231,7 +237,13 @@ def run_program() -> RunProgram:
 @pytest.fixture(scope="session")
 def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
     @contextlib.contextmanager
-    def run(config: JSON, *, env: Mapping[str, str] | None = None, ready: bool = True) -> Iterator[Server]:
+    def run(
+        config: JSON,
+        *,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+        program: Sequence[str] = PROGRAM,
+    ) -> Iterator[Server]:
         folder = tmp_path_factory.mktemp("server")
         port = free_port()
         http_section = {"addr": f"127.0.0.1:{port}"}
@@ -240,7 +252,7 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
         conf.write_text(yaml.safe_dump(sections))
         with (folder / "log").open("wb") as log, (folder / "output").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "cmd.server", "-conf", str(conf)],
+                [sys.executable, *program, "-conf", str(conf)],
                 cwd=ROOT,
                 env=environment(env),
                 stdin=subprocess.DEVNULL,
@@ -276,6 +288,11 @@ class Metrics:
 
     def value(self, name: str, **labels: str) -> float:
         return self.samples.get((name, frozenset(labels.items())), 0.0)
+
+
+@pytest.fixture(scope="session")
+def parse_metrics() -> type[Metrics]:
+    return Metrics
 
 
 # ── a client without manners ─────────────────────────────────────────────────────────────────────

@@ -24,10 +24,13 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_port_in_use_is_one_clear_line(run_program: "RunProgram", tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_port_in_use_is_one_clear_line(run_program: "RunProgram", tmp_path: Path, processes: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        conf = write(tmp_path, yaml.safe_dump({"server": {"http": {"addr": address}}, "models": [ECHO]}))
+        server = {"http": {"addr": address}, "processes": processes}
+        tree = {"server": server, "queue": {"driver": "redis"}, "models": [ECHO]}
+        conf = write(tmp_path, yaml.safe_dump(tree))
         ended = run_program("cmd.server", "-conf", str(conf))
     assert ended == (1, "", f"cannot listen on {address}: Address already in use\n")
 
@@ -45,6 +48,7 @@ def test_a_port_in_use_is_one_clear_line(run_program: "RunProgram", tmp_path: Pa
             "models: [{name: m, generator: llamacpp, options: {path: /nowhere/m.gguf}}]",
             ["models.0.options.path", "there is no file /nowhere/m.gguf"],
         ),
+        ("server: {processes: 2}", ["server.processes", "set queue.driver: redis"]),
         ("server: [", ["line 1", "not valid YAML"]),
     ],
 )
