@@ -120,7 +120,7 @@ class Supervisor:
                 log.warning("a process fails at its start again and again: giving up", extra=told)
                 self._stop(end.status if end.status > 0 else 1)
                 return
-            delay_s = _delay_s(failures)
+            delay_s = delay_after(failures)
             log.warning("a process has ended: starting another", extra={**told, "delay_s": delay_s})
             await self._pause(delay_s)
 
@@ -218,7 +218,7 @@ class Supervisor:
             listener.close()
 
 
-def _delay_s(failures: int) -> float:
+def delay_after(failures: int) -> float:
     """How long to wait before the next try."""
     return min(FIRST_DELAY_S * 2 ** min(failures - 1, 20), LONGEST_DELAY_S) if failures else 0.0
 

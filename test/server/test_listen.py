@@ -1,11 +1,13 @@
 """Listening sockets."""
 
+import contextlib
 import resource
 import socket
 
 import pytest
 
-from internal.server.listen import listen, raise_descriptor_limit
+from internal.biz.errors import SluiceError
+from internal.server.listen import listen, listen_together, naming, raise_descriptor_limit
 
 
 def test_port_zero_takes_a_free_one_and_clients_get_in() -> None:
@@ -36,6 +38,42 @@ def test_an_address_in_use_is_an_error() -> None:
 def test_an_address_of_another_machine_is_an_error() -> None:
     with pytest.raises(OSError, match="assign"):
         listen("192.0.2.1", 0, 1 << 16)
+
+
+def test_several_sockets_listen_on_one_free_port() -> None:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(one) for one in listen_together("127.0.0.1", 0, 1 << 16, 3)]
+        assert not any(listener.getblocking() for listener in listeners)
+        (address,) = {listener.getsockname() for listener in listeners}
+        for _ in range(64):
+            stack.enter_context(socket.create_connection(address, timeout=5))
+        for listener in listeners:
+            # Each has some of them.
+            listener.settimeout(5)
+            stack.enter_context(listener.accept()[0])
+
+
+def test_an_address_that_others_share_is_in_use_too() -> None:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(one) for one in listen_together("127.0.0.1", 0, 1 << 16, 2)]
+        port = listeners[0].getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            listen_together("127.0.0.1", port, 1 << 16, 2)
+        with pytest.raises(OSError, match="in use"):
+            listen("127.0.0.1", port, 1 << 16)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(98, "Address already in use"), "Address already in use"),
+        (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
+        (UnicodeError("label too long"), "not a host name"),
+    ],
+)
+def test_a_failure_to_listen_says_where(error: Exception, told: str) -> None:
+    with pytest.raises(SluiceError, match=f"^cannot listen on here:80: {told}$"), naming("here:80"):
+        raise error
 
 
 def test_a_process_may_open_as_many_descriptors_as_the_system_lets_it() -> None:
