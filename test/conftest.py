@@ -1,4 +1,4 @@
-"""What all tests share: a watched event loop, its clock, requests, and a reader of logs.
+"""What all tests share: a watched event loop, its clock, Redis servers, requests, and a reader of logs.
 
 A test that uses the event loop fails when a callback takes the loop for longer than 100 ms, when an error
 reaches the loop's exception handler, and when a task is left behind.
@@ -8,15 +8,20 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
+import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import settings as hypothesis_settings
 from pytest_asyncio import is_async_test
 
+from cmd.local_redis import LocalRedis, find_server
+from internal.biz.errors import SluiceError
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.log import Cursor
 from internal.biz.models import Message, Request, Role, Settings
@@ -149,6 +154,75 @@ class Eventually:
         async with asyncio.timeout(PATIENCE_S):
             while not await condition():  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.002)
+
+
+# ── Redis ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> Path:
+    try:
+        return find_server()
+    except SluiceError as error:
+        pytest.fail(error.message)
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that all tests share: each keeps to its `redis_prefix`. TEST_REDIS_URL names another one."""
+    if url := os.environ.get("TEST_REDIS_URL"):
+        yield url
+        return
+    program = request.getfixturevalue("redis_program")
+    with LocalRedis(program, tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_prefix(redis_url: str) -> Iterator[str]:
+    """How the test's keys begin, or their hash tags. They are deleted when it ends."""
+    prefix = f"test-{secrets.token_hex(6)}"
+    yield prefix
+    with redis.Redis.from_url(redis_url) as client:
+        for key in client.scan_iter(f"*{prefix}*", count=1000):
+            client.unlink(key)
+
+
+class OwnRedis:
+    """A Redis of the test's own, to be treated badly. Its methods are `LocalRedis`'s, off the event loop."""
+
+    def __init__(self, server: LocalRedis) -> None:
+        self._server = server
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    async def start(self, *, empty: bool = False) -> None:
+        await asyncio.to_thread(self._server.start, empty=empty)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._server.stop)
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(self._server.kill)
+
+    async def restart(self, *, empty: bool = False) -> None:
+        await self.stop()
+        await self.start(empty=empty)
+
+    async def pause(self) -> None:
+        await asyncio.to_thread(self._server.pause)
+
+    async def resume(self) -> None:
+        await asyncio.to_thread(self._server.resume)
+
+
+@pytest.fixture
+def own_redis(redis_program: Path, tmp_path: Path) -> Iterator[OwnRedis]:
+    """It runs when the test starts, and loses nothing when it is killed or restarted."""
+    with LocalRedis(redis_program, tmp_path / "redis", append_only=True) as server:
+        yield OwnRedis(server)
 
 
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
