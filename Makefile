@@ -15,13 +15,18 @@ LOCK := .venv/.uv/bin/uv pip compile pyproject.toml --quiet --universal --python
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help serve loadtest test lint format check-config bench lock clean FORCE
+.PHONY: help serve serve-redis loadtest test lint format check-config bench lock clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: .venv/requirements.lock ## Start the server; CONF=file chooses the configuration, Ctrl-C stops it
 	@exec env $(RUN) -m cmd.server -conf '$(CONF)'
+
+# The dev lock has a Redis for a machine that has none.
+serve-redis: CONF = configs/redis.yaml
+serve-redis: .venv/requirements-dev.lock ## Start a server, a worker and, where none answers, a Redis; Ctrl-C stops all
+	@exec env $(RUN) -m cmd.stack -conf '$(CONF)'
 
 test: .venv/requirements-dev.lock ## Run the tests; ARGS='-k name' goes to pytest
 	@$(RUN) -m pytest $(ARGS)

@@ -10,8 +10,8 @@ class Leash:
     """Sends `signal_name` to process `pid` when our process has gone.
 
     A shell in a session of its own waits for that. (Linux could signal the child itself, but does so as soon
-    as the *thread* has gone that started it.) Release the leash before the child is reaped: its number is
-    free then.
+    as the *thread* has gone that started it.) Release the leash when the child is reaped: its number is
+    free from then on.
     """
 
     __slots__ = ("_shell",)

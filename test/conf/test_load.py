@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from internal.conf.load import ConfigError, effective, load
-from internal.conf.settings import EchoModel, LlamaCppModel, Settings, parse_address, parse_duration
+from internal.conf.settings import EchoModel, LlamaCppModel, Queue, Settings, parse_address, parse_duration
 
 Write = Callable[[str], Path]
 
@@ -82,6 +82,19 @@ def test_the_default_models_are_the_bundled_one_and_echo(write: Write) -> None:
 def test_the_file_that_comes_with_sluice_says_the_defaults() -> None:
     path = Path(__file__).parents[2] / "configs" / "config.yaml"
     assert load(path, {}) == Settings()
+
+
+def test_the_file_for_redis_says_the_defaults_too() -> None:
+    path = Path(__file__).parents[2] / "configs" / "redis.yaml"
+    settings = load(path, {})
+    assert settings == Settings(queue=Queue(driver="redis"))
+    assert settings.queue.url.get_secret_value() == "redis://127.0.0.1:6379/0"
+
+
+def test_the_password_of_a_redis_is_masked(write: Write) -> None:
+    settings = load(write("queue: {driver: redis, url: 'redis://:hush@redis:6379/0'}"), {})
+    assert "hush" not in effective(settings)
+    assert "hush" not in repr(settings)
 
 
 def test_a_file_overrides_defaults(write: Write) -> None:
