@@ -188,6 +188,28 @@ def redis_prefix(redis_url: str) -> Iterator[str]:
             client.unlink(key)
 
 
+@pytest.fixture(scope="session")
+def redis_cluster(redis_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a cluster of one, which has all slots. It takes two seconds to trust itself."""
+    slots = 16384
+    with LocalRedis(redis_program, tmp_path_factory.mktemp("cluster"), cluster=True) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command("CLUSTER ADDSLOTS", *range(slots))
+            deadline = time.monotonic() + PATIENCE_S * 2
+            while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+                assert time.monotonic() < deadline, server.log
+                time.sleep(0.01)
+        yield server.url
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: str) -> Iterator[str]:
+    """For an ordinary client: what a script touches must share a slot. The test's end empties it."""
+    yield redis_cluster
+    with redis.Redis.from_url(redis_cluster) as client:
+        client.flushall()
+
+
 class OwnRedis:
     """A Redis of the test's own, to be treated badly. Its methods are `LocalRedis`'s, off the event loop."""
 

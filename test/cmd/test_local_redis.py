@@ -12,6 +12,7 @@ import pytest
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterCrossSlotError
 from redis.retry import Retry
 
 from cmd.local_redis import LocalRedis, find_server, process_behind
@@ -59,6 +60,18 @@ def test_keys_go_with_their_test(seen_prefixes: list[str], redis_url: str, redis
     with redis.Redis.from_url(redis_url) as client:
         client.set(f"{redis_prefix}:a", "1")
         client.set(f"{{{redis_prefix}:b}}:c", "1")
+
+
+@pytest.mark.parametrize("_time", [1, 2])
+async def test_a_cluster_begins_empty_and_refuses_keys_of_different_slots(
+    redis_cluster_url: str, _time: int
+) -> None:
+    async with client_of(redis_cluster_url) as client:
+        assert await client.dbsize() == 0
+        await client.mset({"{a}:1": "1", "{a}:2": "1"})
+        assert await client.eval("return redis.call('get', KEYS[2])", 2, "{a}:1", "{a}:2") == b"1"
+        with pytest.raises(ClusterCrossSlotError):
+            await client.eval("return 1", 2, "{a}:1", "{b}:1")
 
 
 async def test_nothing_confirmed_is_lost_by_a_kill(own_redis: "OwnRedis") -> None:
