@@ -142,8 +142,9 @@ class Generator(Protocol):
     def submit(self, job: Job) -> None:
         """Begin a job; at most `slots` at a time. Returns at once; all else is said through the sink."""
 
-    def cancel(self, response_id: str) -> None:
-        """End a job within one step with FinishReason.CANCELLED. Unknown ids are ignored."""
+    def cancel(self, job: Job) -> None:
+        """End a job within one step with FinishReason.CANCELLED. `job` is the object that was submitted:
+        two attempts at one response are two jobs. One that has ended, or was never submitted, is ignored."""
 
     async def stop(self) -> None:
         """End the engine's threads. Jobs that still run end without a word."""

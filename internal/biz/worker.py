@@ -75,13 +75,13 @@ class Worker:
                 continue
             self._generator.submit(run)
             if run.revoked:
-                self._generator.cancel(run.response_id)
+                self._generator.cancel(run)
 
     def revoke(self, response_id: str) -> None:
         run = self._runs.get(response_id)
         if run is not None:
             run.revoked = True  # for when it is not submitted yet
-            self._generator.cancel(response_id)
+            self._generator.cancel(run)
 
     def _release(self, run: _Run) -> None:
         del self._runs[run.response_id]
@@ -94,7 +94,7 @@ class Worker:
                 for response_id in await self._queue.append(spoke):
                     if (run := self._runs.get(response_id)) is not None:
                         run.lost = True
-                    self._generator.cancel(response_id)
+                        self._generator.cancel(run)
             for run, _ in ended:
                 self._release(run)
             if mine := [(run, end) for run, end in ended if not run.lost]:

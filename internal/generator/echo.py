@@ -33,7 +33,7 @@ class _Commands:
     """What the event loop asked for since the last step."""
 
     jobs: list[Job] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
+    cancelled: list[Job] = field(default_factory=list)
 
 
 class EchoGenerator:
@@ -61,9 +61,9 @@ class EchoGenerator:
                 # thread switch.
                 self._changed.notify()
 
-    def cancel(self, response_id: str) -> None:
+    def cancel(self, job: Job) -> None:
         with self._changed:
-            self._commands.cancelled.append(response_id)
+            self._commands.cancelled.append(job)
             self._changed.notify()
 
     async def stop(self) -> None:
@@ -74,7 +74,7 @@ class EchoGenerator:
             self._thread.join()
 
     def _run(self, sink: Sink) -> None:
-        running: dict[str, _Echo] = {}
+        running: dict[Job, _Echo] = {}
         due = 0.0
         while True:
             with self._changed:
@@ -94,21 +94,21 @@ class EchoGenerator:
             if step:
                 sink.put(step)
 
-    def _due(self, running: dict[str, _Echo], due: float) -> bool:
+    def _due(self, running: dict[Job, _Echo], due: float) -> bool:
         """Whether there is something to do: a command, or the time of the next step."""
         commands = self._commands
         if commands.cancelled or (commands.jobs and not running):
             return True
         return bool(running or commands.jobs) and time.monotonic() >= due
 
-    def _begin(self, commands: _Commands, running: dict[str, _Echo]) -> list[Chunk]:
+    def _begin(self, commands: _Commands, running: dict[Job, _Echo]) -> list[Chunk]:
         """Admit new jobs and end the cancelled ones."""
         for job in commands.jobs:
-            running[job.response_id] = self._echo(job)
+            running[job] = self._echo(job)
         return [
-            (echo.job, Finished(FinishReason.CANCELLED, _usage(echo)))
-            for response_id in commands.cancelled
-            if (echo := running.pop(response_id, None)) is not None
+            (job, Finished(FinishReason.CANCELLED, _usage(echo)))
+            for job in commands.cancelled
+            if (echo := running.pop(job, None)) is not None
         ]
 
     def _echo(self, job: Job) -> _Echo:
@@ -123,7 +123,7 @@ class EchoGenerator:
             said += 1
         return _Echo(job, message, texts if complete else texts[:limit], said, complete)
 
-    def _step(self, running: dict[str, _Echo]) -> list[Chunk]:
+    def _step(self, running: dict[Job, _Echo]) -> list[Chunk]:
         """One chunk for each running response. The loop runs once per token."""
         step: list[Chunk] = []
         ended = []
@@ -135,7 +135,7 @@ class EchoGenerator:
             if said >= len(texts):
                 ended.append(echo)
         for echo in ended:
-            del running[echo.job.response_id]
+            del running[echo.job]
             reason = FinishReason.STOP if echo.complete else FinishReason.LENGTH
             step.append((echo.job, Finished(reason, _usage(echo))))
         return step

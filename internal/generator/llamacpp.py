@@ -83,8 +83,7 @@ class LlamaCppGenerator:
     def __init__(self, options: LlamaCppOptions) -> None:
         self._options = options
         self._pool = ThreadPoolExecutor(options.slots, thread_name_prefix="llamacpp")
-        self._jobs: set[str] = set()
-        self._cancelled: set[str] = set()
+        self._streams: dict[Job, _Stream] = {}
         self._stopping = threading.Event()
         self._server: Any = None
         self._sink: Sink | None = None
@@ -171,12 +170,13 @@ class LlamaCppGenerator:
             connection.close()
 
     def submit(self, job: Job) -> None:
-        self._jobs.add(job.response_id)
-        self._pool.submit(self._run, job)
+        stream = self._streams[job] = _Stream(self, job)
+        self._pool.submit(self._run, stream)
 
-    def cancel(self, response_id: str) -> None:
-        if response_id in self._jobs:
-            self._cancelled.add(response_id)
+    def cancel(self, job: Job) -> None:
+        stream = self._streams.get(job)
+        if stream is not None:
+            stream.cancelled = True
 
     async def stop(self) -> None:
         self._stopping.set()
@@ -186,9 +186,9 @@ class LlamaCppGenerator:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._server = None
 
-    def _run(self, job: Job) -> None:
+    def _run(self, stream: "_Stream") -> None:
         """Generate one response; blocks this thread until it ends."""
-        stream = _Stream(self, job)
+        job = stream.job
         try:
             end = stream.generate()
         except _Stopped:
@@ -200,8 +200,7 @@ class LlamaCppGenerator:
             end = Finished(
                 FinishReason.ERROR, error=GenerationFailed(f"the engine failed: {type(error).__name__}")
             )
-        self._jobs.discard(job.response_id)
-        self._cancelled.discard(job.response_id)
+        del self._streams[job]
         self.put(job, *stream.held(), end)
 
     def put(self, job: Job, *outputs: Output) -> None:
@@ -209,8 +208,9 @@ class LlamaCppGenerator:
         if self._sink is not None and outputs:
             self._sink.put([(job, output) for output in outputs])
 
-    def wants_stop(self, response_id: str) -> bool:
-        return response_id in self._cancelled or self._stopping.is_set()
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
 
     def tokenize(self, messages: Sequence[Message], emitted: str = "") -> list[int]:
         """The prompt's tokens. What people wrote never becomes a special token."""
@@ -266,8 +266,10 @@ class _Stream:
     """One running completion: reads llama.cpp's events, tells the sink."""
 
     def __init__(self, engine: LlamaCppGenerator, job: Job) -> None:
+        self.job = job
+        self.cancelled = False
+        """Set from the event loop's thread."""
         self._engine = engine
-        self._job = job
         self._splitter = ReasoningSplitter("answering" if job.emitted else "start")
         self._reason: FinishReason | None = None
         self._usage = Usage()
@@ -276,12 +278,16 @@ class _Stream:
         self._reasoning_tokens = 0
         self._prompt_tokens = 0
 
+    @property
+    def _wants_stop(self) -> bool:
+        return self.cancelled or self._engine.stopping
+
     def held(self) -> Sequence[Output]:
         """Text that was held back when the stream ended."""
         return self._splitter.finish()
 
     def generate(self) -> Finished:
-        engine, job = self._engine, self._job
+        engine, job = self._engine, self.job
         if not job.emitted and engine.opens_thinking(job):
             self._splitter = ReasoningSplitter("thinking")
         options = engine.options
@@ -294,14 +300,14 @@ class _Stream:
         engine.complete(engine.request(job, tokens, max_tokens), self._on_event)
         if self._error is not None:
             raise self._error
-        if self._reason is None and not engine.wants_stop(job.response_id):
+        if self._reason is None and not self._wants_stop:
             raise GenerationFailed("llama.cpp ended without saying why")
         return Finished(self._reason or FinishReason.CANCELLED, self._final_usage())
 
     def _tokenize(self, messages: Sequence[Message]) -> list[int]:
-        if self._engine.wants_stop(self._job.response_id):
+        if self._wants_stop:
             raise _Stopped
-        return self._engine.tokenize(messages, self._job.emitted)
+        return self._engine.tokenize(messages, self.job.emitted)
 
     def _final_usage(self) -> Usage:
         usage = self._usage
@@ -315,19 +321,19 @@ class _Stream:
             self._read(event)
         except Exception as error:  # llama.cpp would take it for a stop, and say nothing
             self._error = error
-        return self._error is not None or self._engine.wants_stop(self._job.response_id)
+        return self._error is not None or self._wants_stop
 
     def _read(self, event: dict[str, Any]) -> None:
         if "choices" not in event:
             error = event.get("error", event)
             raise GenerationFailed(f"llama.cpp refused the request: {error.get('message', error)}")
         if (progress := event.get("prompt_progress")) is not None:
-            self._engine.put(self._job, Prefilled(progress["processed"], progress["total"]))
+            self._engine.put(self.job, Prefilled(progress["processed"], progress["total"]))
         choice = event["choices"][0]
         if choice["text"]:
             self._output_tokens += 1
             self._reasoning_tokens += self._splitter.thinking
-            self._engine.put(self._job, *self._splitter.feed(choice["text"]))
+            self._engine.put(self.job, *self._splitter.feed(choice["text"]))
         match choice["finish_reason"]:
             case "stop":
                 self._reason = FinishReason.STOP

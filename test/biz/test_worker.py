@@ -31,7 +31,7 @@ class FakeEngine:
     def __init__(self, slots: int = 4) -> None:
         self.capabilities = Capabilities(0, slots)
         self.jobs: list[Job] = []
-        self.cancelled: list[str] = []
+        self.cancelled: list[Job] = []
         self.stopped = False
         self.refusal: Exception | None = None
         self._sink: Sink | None = None
@@ -47,10 +47,10 @@ class FakeEngine:
         self.jobs.append(job)
         self._news.set()
 
-    def cancel(self, response_id: str) -> None:
-        # As the port says: an id that the engine does not know is ignored.
-        if any(job.response_id == response_id for job in self.jobs):
-            self.cancelled.append(response_id)
+    def cancel(self, job: Job) -> None:
+        # As the port says: a job that the engine does not know is ignored.
+        if job in self.jobs:
+            self.cancelled.append(job)
             self._news.set()
 
     async def stop(self) -> None:
@@ -64,7 +64,7 @@ class FakeEngine:
                 await self._news.wait()
         return self.jobs[number]
 
-    async def cancellation(self) -> str:
+    async def cancellation(self) -> Job:
         async with asyncio.timeout(5):
             while not self.cancelled:
                 self._news.clear()
@@ -243,7 +243,7 @@ async def test_a_cancelled_response_stops_the_engine_and_keeps_its_text(shop: Sh
     shop.engine.say(job, "so far")
     await settle()
     await shop.queue.cancel(answer.id)
-    assert await shop.engine.cancellation() == answer.id
+    assert await shop.engine.cancellation() is job
     shop.engine.say(job, CANCELLED)
     response = await answer.response()
     assert response.incomplete_reason == "cancelled"
@@ -337,7 +337,7 @@ async def test_an_answer_that_the_queue_ends_stops_the_engine(
     for _ in range(200):
         shop.engine.say(job, "x" * 200)
         await settle()
-    assert await shop.engine.cancellation() == answer.id
+    assert await shop.engine.cancellation() is job
     response = await answer.response()
     assert response.failure is not None
     assert response.failure.code == "answer_too_long"
@@ -420,6 +420,6 @@ async def test_a_cancel_while_the_first_events_are_written_reaches_the_engine(
     await settle()
     # Either it never began, or it is told to stop behind its beginning.
     if shop.engine.jobs:
-        assert shop.engine.cancelled == [answer.id]
+        assert shop.engine.cancelled == shop.engine.jobs
         shop.engine.say(shop.engine.jobs[0], CANCELLED)
     assert (await answer.response()).incomplete_reason == "cancelled"

@@ -27,12 +27,12 @@ class Sink:
 
     async def until_ended(self, *jobs: Job) -> list[list[Chunk]]:
         """All steps up to the end of `jobs`."""
-        running = {job.response_id for job in jobs}
+        running = set(jobs)
         steps = []
         while running:
             step = await self.step()
             steps.append(step)
-            running -= {job.response_id for job, output in step if isinstance(output, Finished)}
+            running -= {job for job, output in step if isinstance(output, Finished)}
         return steps
 
 
@@ -124,13 +124,13 @@ async def test_a_cancel_ends_within_one_step(echoes: Echoes) -> None:
     engine.submit(one)
     engine.submit(other)
     before = [await echoes.sink.step(), await echoes.sink.step()]
-    engine.cancel("a")
+    engine.cancel(one)
     steps = await echoes.sink.until_ended(one)
     assert end(steps, one).reason is FinishReason.CANCELLED
     # At most one step was on its way.
     assert len(steps) <= 2
     assert end(steps, one).usage.output_tokens == len(said(before + steps, one))
-    engine.cancel("b")
+    engine.cancel(other)
     assert end(await echoes.sink.until_ended(other), other).reason is FinishReason.CANCELLED
 
 
@@ -138,20 +138,34 @@ async def test_a_cancel_does_not_wait_for_the_interval(echoes: Echoes) -> None:
     engine, one = await echoes.start(interval_s=1000.0), job("a", "x")
     engine.submit(one)
     await echoes.sink.step()
-    engine.cancel("a")
+    engine.cancel(one)
     assert end(await echoes.sink.until_ended(one), one).reason is FinishReason.CANCELLED
 
 
 async def test_cancelling_an_unknown_job_is_ignored(echoes: Echoes) -> None:
     engine, one = await echoes.start(), job("r", "x")
-    engine.cancel("unknown")
+    engine.cancel(job("r", "the same id"))
     engine.submit(one)
     steps = await echoes.sink.until_ended(one)
-    engine.cancel("r")
+    engine.cancel(one)
     other = job("s", "y")
     engine.submit(other)
     assert len(said(await echoes.sink.until_ended(other), other)) == 5
     assert end(steps, one).reason is FinishReason.STOP
+
+
+async def test_two_attempts_at_one_response_are_two_jobs(echoes: Echoes) -> None:
+    """An attempt that was lost may still run when the next one begins."""
+    engine = await echoes.start(chunks=1000, interval_s=0.002)
+    lost, taken_over = job("r", "x"), job("r", "x")
+    engine.submit(lost)
+    engine.submit(taken_over)
+    engine.cancel(lost)
+    steps = await echoes.sink.until_ended(lost)
+    assert end(steps, lost).reason is FinishReason.CANCELLED
+    assert said([await echoes.sink.step()], taken_over)
+    engine.cancel(taken_over)
+    assert end(await echoes.sink.until_ended(taken_over), taken_over).reason is FinishReason.CANCELLED
 
 
 @pytest.mark.parametrize("before", range(6))
