@@ -38,10 +38,11 @@ from internal.biz.models import (
 class Job:
     """One response for an engine to generate.
 
-    `emitted` is the text that an earlier attempt has already said: the engine goes on behind it.
+    `reasoning` and `emitted` are what earlier attempts have already said, thought and message: the engine
+    goes on behind them. `answering`: the reasoning, if there was any, is over.
     """
 
-    __slots__ = ("emitted", "messages", "response_id", "settings")
+    __slots__ = ("answering", "emitted", "messages", "reasoning", "response_id", "settings")
 
     def __init__(
         self,
@@ -49,11 +50,16 @@ class Job:
         messages: tuple[Message, ...],
         settings: Settings,
         emitted: str = "",
+        reasoning: str = "",
+        *,
+        answering: bool = False,
     ) -> None:
         self.response_id = response_id
         self.messages = messages
         self.settings = settings
         self.emitted = emitted
+        self.reasoning = reasoning
+        self.answering = answering or bool(emitted)
 
 
 class FinishReason(StrEnum):
@@ -133,8 +139,9 @@ class Transcript(Job):
         self._texts: list[str] = []
         for event in delivery.emitted:
             self._replay(event)
-        if self._kind is TextDelta:
-            self.emitted = "".join(self._texts)
+        self.emitted = self._said(ItemKind.MESSAGE, TextDelta)
+        self.reasoning = self._said(ItemKind.REASONING, ReasoningDelta)
+        self.answering = bool(self._items) or self._kind is TextDelta
 
     def _replay(self, event: Event) -> None:
         match event:
@@ -149,6 +156,11 @@ class Transcript(Job):
                 self._index += 1
                 self._kind = None
                 self._texts = []
+
+    def _said(self, kind: ItemKind, delta: type[Delta]) -> str:
+        """All text of one kind, of the items that are done and of the open one."""
+        texts = [item.text for item in self._items if item.kind is kind]
+        return "".join(texts + self._texts if self._kind is delta else texts)
 
     def appended(self) -> None:
         """The events were appended: what is added from now on is new."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from internal.biz.errors import GenerationFailed
@@ -157,16 +157,37 @@ def test_a_job_carries_the_request(make_request: "RequestFactory") -> None:
     assert run.emitted == ""
 
 
-words = st.lists(
+Words = list[TextDelta | ReasoningDelta]
+words: st.SearchStrategy[Words] = st.lists(
     st.builds(TextDelta, st.text(max_size=3)) | st.builds(ReasoningDelta, st.text(max_size=3)), max_size=12
 )
 
+# No log ends behind one of these: what follows is appended in the same step.
+INSEPARABLE = (ResponseCreated, ItemAdded, TextDone, PartDone)
 
-@given(words, st.integers(0, 30))
-def test_an_attempt_that_takes_over_goes_on_as_if_nothing_had_happened(
-    said: list[TextDelta | ReasoningDelta], crash: int
-) -> None:
-    """Whether an attempt dies or not, and where: the log is the same, but for repeated nothing."""
+
+def crash(emitted: Sequence[Event], place: int) -> list[Event]:
+    """What the log holds when a worker dies: the events up to `place`, as far as they are appended."""
+    kept = list(emitted[: 1 + place])
+    while isinstance(kept[-1], INSEPARABLE):
+        kept.pop()
+    return kept
+
+
+def go_on(emitted: Sequence[Event], said: Words) -> Transcript:
+    """The next attempt, which says all that is not said yet."""
+    run = attempt(emitted=emitted, number=2)
+    assert run.number == len(emitted)
+    run.start()
+    for word in said[sum(isinstance(event, str) for event in emitted) :]:
+        run.add(word)
+    return run
+
+
+@given(words, st.lists(st.integers(0, 60), max_size=3))
+@example([ReasoningDelta("hm"), TextDelta("so")], [8])  # the reasoning is done, the message not begun
+@example([ReasoningDelta("hm"), TextDelta("so")], [4])  # an item without a word
+def test_attempts_that_take_over_go_on_as_if_nothing_had_happened(said: Words, crashes: list[int]) -> None:
     straight = attempt()
     straight.start()
     for word in said:
@@ -174,43 +195,66 @@ def test_an_attempt_that_takes_over_goes_on_as_if_nothing_had_happened(
     response = straight.finish(Finished(FinishReason.STOP))
     expected = [QUEUED, *straight.events]
 
-    emitted = log_of(said[:crash])
-    second = attempt(emitted=emitted, number=2)
-    assert second.number == len(emitted)
-    before = "".join(emitted_text(emitted))
-    assert second.emitted == before
-    second.start()
-    for word in said[crash:]:
-        second.add(word)
-    again = second.finish(Finished(FinishReason.STOP))
-    events = [*emitted, *second.events]
-    assert [type(event) for event in events] == [type(event) for event in expected]
-    assert events[:-1] == expected[:-1]
+    emitted: list[Event] = [QUEUED]
+    for place in sorted(crashes):
+        emitted += go_on(emitted, said).events
+        emitted = crash(emitted, place)
+    last = go_on(emitted, said)
+    again = last.finish(Finished(FinishReason.STOP))
+    assert [*emitted, *last.events][:-1] == expected[:-1]
+    assert type(last.events[-1]) is type(expected[-1])
     assert again.output == response.output
     # The log takes it.
     log = ResponseLog("resp_1")
     log.append(0, 0, emitted)
-    log.append(0, second.number, second.events)
+    log.append(0, last.number, last.events)
     assert log.ended
 
 
-def log_of(said: Sequence[TextDelta | ReasoningDelta]) -> list[Event]:
-    run = attempt()
-    run.start()
-    for word in said:
-        run.add(word)
-    return [QUEUED, *run.events]
+@given(words, st.integers(0, 60))
+def test_a_job_knows_what_earlier_attempts_said(said: Words, place: int) -> None:
+    emitted = crash([QUEUED, *go_on([QUEUED], said).events], place)
+    run = attempt(emitted=emitted, number=2)
+    assert run.emitted == "".join(event for event in emitted if isinstance(event, TextDelta))
+    assert run.reasoning == "".join(event for event in emitted if isinstance(event, ReasoningDelta))
 
 
-def emitted_text(events: Sequence[Event]) -> list[str]:
-    """The text of the message that is still open."""
-    texts: list[str] = []
-    for event in events:
-        if isinstance(event, ItemAdded):
-            texts = []
-        elif isinstance(event, TextDelta):
-            texts.append(event)
-    return texts
+THOUGHT = (ItemAdded(REASONING, 0), PartAdded(REASONING, 0), ReasoningDelta("hm"))
+THOUGHT_DONE = (
+    *THOUGHT,
+    TextDone(REASONING, "hm", 0),
+    PartDone(REASONING, "hm", 0),
+    ItemDone(OutputItem(REASONING, "hm"), 0),
+)
+
+
+@pytest.mark.parametrize(
+    ("emitted", "answering"),
+    [
+        ((), False),
+        (THOUGHT[:2], False),
+        (THOUGHT, False),
+        (THOUGHT_DONE, True),
+        ((ItemAdded(MESSAGE, 0), PartAdded(MESSAGE, 0)), True),
+        ((ItemAdded(MESSAGE, 0), PartAdded(MESSAGE, 0), TextDelta("so")), True),
+    ],
+)
+def test_a_job_knows_whether_the_reasoning_is_over(emitted: Sequence[Event], answering: bool) -> None:
+    running = Response.of(REQUEST, Status.IN_PROGRESS)
+    begun = (QUEUED, ResponseCreated(running), ResponseInProgress(running))
+    assert attempt(emitted=(*begun, *emitted)).answering is answering
+
+
+def test_what_is_left_open_is_closed_when_nothing_more_is_said() -> None:
+    run = attempt(emitted=crash([QUEUED, *go_on([QUEUED], [TextDelta("half")]).events], 60))
+    response = run.finish(Finished(FinishReason.LENGTH))
+    item = OutputItem(MESSAGE, "half", Status.INCOMPLETE)
+    assert list(run.events)[:-1] == [
+        TextDone(MESSAGE, "half", 0),
+        PartDone(MESSAGE, "half", 0),
+        ItemDone(item, 0),
+    ]
+    assert response.output == (item,)
 
 
 def test_an_attempt_that_died_while_waiting_starts_properly() -> None:
