@@ -4,15 +4,19 @@ It behaves as a batching engine does: one thread steps all running responses tog
 """
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from internal.biz.errors import GenerationFailed
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
 from internal.biz.models import Role, Usage
 from internal.biz.ports import Capabilities, Progress, Sink
+
+log = logging.getLogger(__name__)
 
 CACHED_CHARS = 256
 
@@ -44,6 +48,10 @@ class EchoGenerator:
         self._interval_s = interval_s
         self._changed = threading.Condition()
         self._commands = _Commands()
+        self._unfinished: set[Job] = set()
+        """All whose end was not told yet. Bound: `slots`."""
+        self._ended: list[Job] = []
+        """Those that ended in the step at hand."""
         self._stopping = False
         self._idle = True
         self._thread: threading.Thread | None = None
@@ -56,6 +64,7 @@ class EchoGenerator:
     def submit(self, job: Job) -> None:
         with self._changed:
             self._commands.jobs.append(job)
+            self._unfinished.add(job)
             if self._idle:
                 # While something runs, the next step finds the job; a wake-up for each would cost a
                 # thread switch.
@@ -74,10 +83,33 @@ class EchoGenerator:
             self._thread.join()
 
     def _run(self, sink: Sink) -> None:
+        """Step until told to stop. A fault ends the jobs there are, and all that come later."""
+        try:
+            self._serve(sink)
+        except Exception:
+            log.exception("the echo engine failed")
+            self._refuse(sink)
+
+    def _refuse(self, sink: Sink) -> None:
+        error = GenerationFailed("the engine failed")
+        while True:
+            with self._changed:
+                self._idle = True
+                while not self._stopping and not self._unfinished:
+                    self._changed.wait()
+                if self._stopping:
+                    return
+                jobs, self._unfinished = self._unfinished, set()
+                self._commands = _Commands()
+            sink.put([(job, Finished(FinishReason.ERROR, error=error)) for job in jobs])
+
+    def _serve(self, sink: Sink) -> None:
         running: dict[Job, _Echo] = {}
         due = 0.0
         while True:
             with self._changed:
+                self._unfinished.difference_update(self._ended)
+                self._ended = []
                 self._idle = not running
                 while not self._stopping and not self._due(running, due):
                     self._changed.wait(due - time.monotonic() if running else None)
@@ -106,10 +138,14 @@ class EchoGenerator:
         for job in commands.jobs:
             running[job] = self._echo(job)
         return [
-            (job, Finished(FinishReason.CANCELLED, _usage(echo)))
+            self._end(echo, FinishReason.CANCELLED)
             for job in commands.cancelled
             if (echo := running.pop(job, None)) is not None
         ]
+
+    def _end(self, echo: _Echo, reason: FinishReason) -> Chunk:
+        self._ended.append(echo.job)
+        return echo.job, Finished(reason, _usage(echo))
 
     def _echo(self, job: Job) -> _Echo:
         message = next((m.content for m in reversed(job.messages) if m.role is Role.USER), "")
@@ -117,10 +153,12 @@ class EchoGenerator:
         texts = (_cached_chunks if len(message) <= CACHED_CHARS else _chunks)(message, self._chunks)
         limit = job.settings.max_output_tokens
         complete = limit is None or limit >= self._chunks
-        said = length = 0
-        while length < len(job.emitted) and said < len(texts):
-            length += len(texts[said])
+        said, rest = 0, len(job.emitted)
+        while said < len(texts) and rest >= len(texts[said]):
+            rest -= len(texts[said])
             said += 1
+        if rest and said < len(texts):  # an earlier attempt ended inside a chunk
+            texts = (*texts[:said], TextDelta(texts[said][rest:]), *texts[said + 1 :])
         return _Echo(job, message, texts if complete else texts[:limit], said, complete)
 
     def _step(self, running: dict[Job, _Echo]) -> list[Chunk]:
@@ -136,8 +174,7 @@ class EchoGenerator:
                 ended.append(echo)
         for echo in ended:
             del running[echo.job]
-            reason = FinishReason.STOP if echo.complete else FinishReason.LENGTH
-            step.append((echo.job, Finished(reason, _usage(echo))))
+            step.append(self._end(echo, FinishReason.STOP if echo.complete else FinishReason.LENGTH))
         return step
 
 

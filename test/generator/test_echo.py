@@ -4,9 +4,11 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
+from itertools import accumulate, pairwise
 
 import pytest
 
+from internal.biz.errors import GenerationFailed
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
 from internal.biz.models import Message, Role, Settings
@@ -168,16 +170,24 @@ async def test_two_attempts_at_one_response_are_two_jobs(echoes: Echoes) -> None
     assert end(await echoes.sink.until_ended(taken_over), taken_over).reason is FinishReason.CANCELLED
 
 
-@pytest.mark.parametrize("before", range(6))
-async def test_an_answer_goes_on_behind_what_was_said(echoes: Echoes, before: int) -> None:
-    engine = await echoes.start()
-    chunks = [f"chunk {n}: hello" for n in range(1, 6)]
-    one = job("r", "hello", emitted="".join(chunks[:before]))
-    engine.submit(one)
-    steps = await echoes.sink.until_ended(one)
-    assert said(steps, one) == chunks[before:]
-    assert end(steps, one).reason is FinishReason.STOP
-    assert end(steps, one).usage.output_tokens == 5
+@pytest.mark.parametrize(("limit", "reason"), [(None, FinishReason.STOP), (2, FinishReason.LENGTH)])
+@pytest.mark.parametrize("message", ["hello", "", "chunk 1: ", "x" * 257])
+async def test_an_answer_goes_on_behind_what_was_said(
+    echoes: Echoes, message: str, limit: int | None, reason: FinishReason
+) -> None:
+    """Wherever the earlier attempt was cut, also inside a chunk."""
+    engine = await echoes.start(chunks=3)
+    chunks = [f"chunk {n}: {message}" for n in range(1, 4)][:limit]
+    whole, starts = "".join(chunks), [0, *accumulate(map(len, chunks))]
+    for cut in range(len(whole) + 1):
+        one = job("r", message, emitted=whole[:cut], limit=limit)
+        engine.submit(one)
+        steps = await echoes.sink.until_ended(one)
+        # The rest of the chunk at hand, if there is one, and then whole chunks.
+        begins = [cut, *(start for start in starts if start > cut)]
+        assert said(steps, one) == [whole[start:stop] for start, stop in pairwise(begins)]
+        assert end(steps, one).reason is reason
+        assert end(steps, one).usage.output_tokens == len(chunks)
 
 
 async def test_more_said_than_there_is_to_say_ends_the_answer(echoes: Echoes) -> None:
@@ -237,6 +247,28 @@ async def test_stop_ends_the_thread_also_while_jobs_run(echoes: Echoes) -> None:
     async with asyncio.timeout(5):
         await engine.stop()
     assert not thread.is_alive()
+
+
+async def test_an_engine_that_breaks_ends_its_jobs_and_all_later_ones(
+    echoes: Echoes, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = await echoes.start(interval_s=0.01)
+    running, broken = job("a", "x"), job("b", "y")
+    engine.submit(running)
+    await echoes.sink.step()
+    broken.messages = (None,)  # type: ignore[assignment]
+    waiting = job("c", "z")
+    engine.submit(broken)
+    engine.submit(waiting)
+    steps = await echoes.sink.until_ended(running, broken, waiting)
+    late = job("d", "x")
+    engine.submit(late)
+    engine.cancel(late)
+    steps += await echoes.sink.until_ended(late)
+    for one in (running, broken, waiting, late):
+        assert end(steps, one).reason is FinishReason.ERROR
+        assert isinstance(end(steps, one).error, GenerationFailed)
+    assert [record.name for record in caplog.records].count("internal.generator.echo") == 1
 
 
 async def test_an_engine_that_never_started_can_be_stopped() -> None:
