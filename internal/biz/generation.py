@@ -82,7 +82,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """Progress of the prompt: `done` of `total` tokens."""
+    """Progress of the prompt, and of what earlier attempts said: `done` of `total` tokens."""
 
     done: int
     total: int

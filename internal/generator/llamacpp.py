@@ -18,7 +18,7 @@ import threading
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,8 +27,8 @@ from internal.biz.errors import GenerationFailed, SluiceError
 from internal.biz.generation import Finished, FinishReason, Job, Output, Prefilled
 from internal.biz.models import Message, Usage
 from internal.biz.ports import Capabilities, Progress, Sink
-from internal.generator.prompt import ChatTemplate, fit
-from internal.generator.reasoning import ReasoningSplitter
+from internal.generator.prompt import ChatTemplate, Piece, fit
+from internal.generator.reasoning import ReasoningSplitter, resume
 
 log = logging.getLogger(__name__)
 
@@ -192,14 +192,13 @@ class LlamaCppGenerator:
         try:
             end = stream.generate()
         except _Stopped:
-            end = Finished(FinishReason.CANCELLED)
+            end = Finished(FinishReason.CANCELLED, stream.usage())
         except SluiceError as error:
-            end = Finished(FinishReason.ERROR, error=error)
+            end = Finished(FinishReason.ERROR, stream.usage(), error)
         except Exception as error:
             log.exception("llama.cpp failed", extra={"response": job.response_id})
-            end = Finished(
-                FinishReason.ERROR, error=GenerationFailed(f"the engine failed: {type(error).__name__}")
-            )
+            failure = GenerationFailed(f"the engine failed: {type(error).__name__}")
+            end = Finished(FinishReason.ERROR, stream.usage(), failure)
         del self._streams[job]
         self.put(job, *stream.held(), end)
 
@@ -212,19 +211,15 @@ class LlamaCppGenerator:
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
-    def tokenize(self, messages: Sequence[Message], emitted: str = "") -> list[int]:
-        """The prompt's tokens. What people wrote never becomes a special token."""
-        tokens: list[int] = []
-        for piece in self._template.render(messages):
-            tokens += self._tokens(piece.text, special=piece.special)
-        if emitted:
-            tokens += self._tokens(emitted, special=False)
-        return tokens
+    def render(self, messages: Sequence[Message]) -> list[Piece]:
+        return self._template.render(messages)
 
-    def opens_thinking(self, job: Job) -> bool:
-        """Whether the template itself begins the model's reasoning, so that the model never says so."""
-        pieces = self._template.render(job.messages)
-        return bool(pieces) and pieces[-1].special and pieces[-1].text.rstrip().endswith("<think>")
+    def tokenize(self, pieces: Sequence[Piece]) -> list[int]:
+        """The tokens of a prompt. What people wrote never becomes a special token."""
+        tokens: list[int] = []
+        for piece in pieces:
+            tokens += self._tokens(piece.text, special=piece.special)
+        return tokens
 
     def _tokens(self, text: str, *, special: bool) -> Sequence[int]:
         """The tokens of a piece. Those of earlier turns are remembered: a dialogue repeats them all."""
@@ -270,13 +265,16 @@ class _Stream:
         self.cancelled = False
         """Set from the event loop's thread."""
         self._engine = engine
-        self._splitter = ReasoningSplitter("answering" if job.emitted else "start")
+        self._splitter = ReasoningSplitter()
+        self._prompt: Sequence[Piece] = ()
         self._reason: FinishReason | None = None
-        self._usage = Usage()
         self._error: Exception | None = None
-        self._output_tokens = 0
+        self._input_tokens = 0
+        self._cached_tokens = 0
+        self._said_tokens = 0
+        """Those of earlier attempts: part of the output, though llama.cpp gets them as a prompt."""
+        self._new_tokens = 0
         self._reasoning_tokens = 0
-        self._prompt_tokens = 0
 
     @property
     def _wants_stop(self) -> bool:
@@ -287,33 +285,45 @@ class _Stream:
         return self._splitter.finish()
 
     def generate(self) -> Finished:
-        engine, job = self._engine, self.job
-        if not job.emitted and engine.opens_thinking(job):
-            self._splitter = ReasoningSplitter("thinking")
-        options = engine.options
+        engine, job, options = self._engine, self.job, self._engine.options
+        self._reasoning_tokens = self._count(job.reasoning)
+        self._said_tokens = self._reasoning_tokens + self._count(job.emitted)
         wanted = job.settings.max_output_tokens or options.max_output_tokens
         # At least a quarter of the context stays for the answer, unless less was asked for.
         limit = options.context - min(wanted, options.context // 4) - 1
-        tokens = fit(job.messages, job.settings.truncation, limit, self._tokenize)
-        self._prompt_tokens = len(tokens)
-        max_tokens = min(wanted, options.context - len(tokens) - 1)
-        engine.complete(engine.request(job, tokens, max_tokens), self._on_event)
+        prompt = fit(job.messages, job.settings.truncation, limit, self._tokenize)
+        # What earlier attempts said leaves the prompt as it was for the first one, and takes from the room
+        # for the answer.
+        pieces, self._splitter = resume(self._prompt, job)
+        said = engine.tokenize(pieces)
+        self._input_tokens, self._said_tokens = len(prompt), len(said)
+        max_tokens = min(wanted, options.context - len(prompt) - 1) - len(said)
+        if max_tokens <= 0:
+            return Finished(FinishReason.LENGTH, self.usage())
+        engine.complete(engine.request(job, prompt + said, max_tokens), self._on_event)
         if self._error is not None:
             raise self._error
         if self._reason is None and not self._wants_stop:
             raise GenerationFailed("llama.cpp ended without saying why")
-        return Finished(self._reason or FinishReason.CANCELLED, self._final_usage())
+        return Finished(self._reason or FinishReason.CANCELLED, self.usage())
 
     def _tokenize(self, messages: Sequence[Message]) -> list[int]:
         if self._wants_stop:
             raise _Stopped
-        return self._engine.tokenize(messages, self.job.emitted)
+        self._prompt = self._engine.render(messages)
+        return self._engine.tokenize(self._prompt)
 
-    def _final_usage(self) -> Usage:
-        usage = self._usage
-        if not usage.input_tokens:  # cancelled before llama.cpp counted
-            usage = Usage(input_tokens=self._prompt_tokens, output_tokens=self._output_tokens)
-        return replace(usage, reasoning_tokens=self._reasoning_tokens)
+    def _count(self, text: str) -> int:
+        return len(self._engine.tokenize([Piece(text, special=False)])) if text else 0
+
+    def usage(self) -> Usage:
+        """The tokens so far, those of earlier attempts included."""
+        return Usage(
+            input_tokens=self._input_tokens,
+            cached_tokens=min(self._cached_tokens, self._input_tokens),
+            output_tokens=self._said_tokens + self._new_tokens,
+            reasoning_tokens=self._reasoning_tokens,
+        )
 
     def _on_event(self, event: dict[str, Any]) -> bool:
         """Called by llama.cpp in this stream's thread; True stops the completion."""
@@ -331,7 +341,7 @@ class _Stream:
             self._engine.put(self.job, Prefilled(progress["processed"], progress["total"]))
         choice = event["choices"][0]
         if choice["text"]:
-            self._output_tokens += 1
+            self._new_tokens += 1
             self._reasoning_tokens += self._splitter.thinking
             self._engine.put(self.job, *self._splitter.feed(choice["text"]))
         match choice["finish_reason"]:
@@ -340,8 +350,5 @@ class _Stream:
             case "length":
                 self._reason = FinishReason.LENGTH
         if (usage := event.get("usage")) is not None:
-            self._usage = Usage(
-                input_tokens=usage["prompt_tokens"],
-                cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
-                output_tokens=usage["completion_tokens"],
-            )
+            self._cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+            self._new_tokens = usage["completion_tokens"]

@@ -1,8 +1,12 @@
-"""Splits a model's stream into reasoning and answer: `<think>…</think>`, wherever chunks are cut."""
+"""Splits a model's stream into reasoning and answer: `<think>…</think>`, wherever chunks are cut. And
+joins them again, for a model that shall go on where an earlier attempt ended."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from internal.biz.events import Delta, ReasoningDelta, TextDelta
+from internal.biz.generation import Job
+from internal.generator.prompt import Piece
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -17,11 +21,14 @@ class ReasoningSplitter:
 
     __slots__ = ("_held", "_state", "_trim")
 
-    def __init__(self, state: Literal["start", "thinking", "answering"] = "start") -> None:
-        """`state`: where the stream begins; "thinking" when the opening tag was said before it."""
+    def __init__(
+        self, state: Literal["start", "thinking", "answering"] = "start", *, begun: bool = False
+    ) -> None:
+        """`state`: where the stream begins; "thinking" when the opening tag was said before it, "answering"
+        when the closing one was. `begun`: something was said behind that tag, so that newlines count."""
         self._state = state
         self._held = ""
-        self._trim = state == "thinking"
+        self._trim = state != "start" and not begun
 
     @property
     def thinking(self) -> bool:
@@ -75,3 +82,28 @@ class ReasoningSplitter:
 
 def _reasoning(text: str) -> list[Delta]:
     return [ReasoningDelta(text)] if text else []
+
+
+def resume(prompt: Sequence[Piece], job: Job) -> tuple[list[Piece], ReasoningSplitter]:
+    """What earlier attempts at `job` have said, to stand behind its prompt as if the model had just written
+    it, and the splitter for what the model says next.
+
+    A template may open the reasoning itself, in which case the model never says the tag.
+    """
+    end = prompt[-1].text if prompt and prompt[-1].special else ""
+    opened = end.rstrip().endswith(_OPEN)
+    if not job.reasoning and not job.emitted:
+        return [], ReasoningSplitter("thinking" if opened else "start")
+    said = []
+    if job.reasoning or opened:
+        if not opened:
+            said.append(Piece(f"{_OPEN}\n", special=True))
+        elif not end.endswith("\n"):
+            said.append(Piece("\n", special=True))
+        said.append(Piece(job.reasoning or "\n", special=False))
+        if not job.answering:
+            return said, ReasoningSplitter("thinking", begun=True)
+        said.append(Piece(f"{_CLOSE}\n\n", special=True))
+    if job.emitted:
+        said.append(Piece(job.emitted, special=False))
+    return said, ReasoningSplitter("answering", begun=bool(job.emitted))

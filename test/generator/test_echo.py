@@ -1,10 +1,10 @@
 """The echo engine: exactly the chunks it promises, one step for all."""
 
 import asyncio
-import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,36 +14,13 @@ from internal.biz.generation import Chunk, Finished, FinishReason, Job
 from internal.biz.models import Message, Role, Settings
 from internal.generator.echo import EchoGenerator
 
-
-class Sink:
-    """Hands the steps of the engine's thread to the test."""
-
-    def __init__(self) -> None:
-        self._steps: queue.Queue[list[Chunk]] = queue.Queue()
-
-    def put(self, step: list[Chunk]) -> None:
-        self._steps.put(list(step))
-
-    async def step(self) -> list[Chunk]:
-        return await asyncio.to_thread(self._steps.get, True, 5)
-
-    async def until_ended(self, *jobs: Job) -> list[list[Chunk]]:
-        """All steps up to the end of `jobs`."""
-        running = set(jobs)
-        steps = []
-        while running:
-            step = await self.step()
-            steps.append(step)
-            running -= {job for job, output in step if isinstance(output, Finished)}
-        return steps
-
-
-Start = Callable[..., "EchoGenerator"]
+if TYPE_CHECKING:
+    from test.generator.conftest import Sink
 
 
 class Echoes:
-    def __init__(self) -> None:
-        self.sink = Sink()
+    def __init__(self, sink: "Sink") -> None:
+        self.sink = sink
         self._engines: list[EchoGenerator] = []
 
     async def start(self, chunks: int = 5, interval_s: float = 0.0) -> EchoGenerator:
@@ -58,8 +35,8 @@ class Echoes:
 
 
 @pytest.fixture
-async def echoes(watched_loop: None) -> AsyncIterator[Echoes]:
-    echoes = Echoes()
+async def echoes(watched_loop: None, sink: "Sink") -> AsyncIterator[Echoes]:
+    echoes = Echoes(sink)
     yield echoes
     await echoes.stop()
 

@@ -7,7 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from internal.biz.events import ReasoningDelta, TextDelta
-from internal.generator.reasoning import ReasoningSplitter
+from internal.biz.generation import Job
+from internal.biz.models import Settings
+from internal.generator.prompt import Piece
+from internal.generator.reasoning import ReasoningSplitter, resume
 
 
 def split(*chunks: str) -> tuple[str, str]:
@@ -88,3 +91,69 @@ def test_a_stream_may_begin_in_the_middle_of_a_thought() -> None:
     assert splitter.thinking
     assert splitter.feed("hm</think>\n\nyes") == [ReasoningDelta("hm"), TextDelta("yes")]
     assert not splitter.thinking
+
+
+# ── going on ─────────────────────────────────────────────────────────────────────────────────────
+
+PLAIN = (Piece("<assistant>", True),)
+OPENED = (Piece("<assistant><think>\n", True),)
+BARE = (Piece("<assistant><think>", True),)
+
+
+def job(reasoning: str = "", emitted: str = "", *, answering: bool = False) -> Job:
+    return Job("r", (), Settings(), emitted, reasoning, answering=answering)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "one", "expected"),
+    [
+        (PLAIN, job(), ""),
+        (PLAIN, job("hm"), "<think>\nhm"),
+        (PLAIN, job("hm\n", answering=True), "<think>\nhm\n</think>\n\n"),
+        (PLAIN, job("hm\n", "so"), "<think>\nhm\n</think>\n\nso"),
+        (PLAIN, job("", "so"), "so"),
+        (OPENED, job(), ""),
+        (OPENED, job("hm"), "hm"),
+        (OPENED, job("hm\n", answering=True), "hm\n</think>\n\n"),
+        (OPENED, job("hm\n", "so"), "hm\n</think>\n\nso"),
+        (OPENED, job("", "so"), "\n</think>\n\nso"),
+        (BARE, job(), ""),
+        (BARE, job("hm"), "\nhm"),
+        ((), job("", "so"), "so"),
+    ],
+)
+def test_what_was_said_stands_behind_the_prompt_as_the_model_wrote_it(
+    prompt: tuple[Piece, ...], one: Job, expected: str
+) -> None:
+    said, _ = resume(prompt, one)
+    assert "".join(piece.text for piece in said) == expected
+
+
+def test_what_was_said_holds_no_special_tokens() -> None:
+    said, _ = resume(PLAIN, job("</think>", "<|im_end|>"))
+    assert [piece.text for piece in said if not piece.special] == ["</think>", "<|im_end|>"]
+
+
+def test_a_prompt_that_ends_with_a_typed_tag_opens_nothing() -> None:
+    said, splitter = resume((Piece("<think>", False),), job())
+    assert said == []
+    assert splitter.feed("so") == [TextDelta("so")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "one", "rest", "expected"),
+    [
+        (PLAIN, job(), "<think>\nhm</think>\n\nso", [ReasoningDelta("hm"), TextDelta("so")]),
+        (OPENED, job(), "\nhm</think>\n\nso", [ReasoningDelta("hm"), TextDelta("so")]),
+        # A newline at the beginning of a thought is dropped; one in the middle belongs to it.
+        (PLAIN, job("hm"), "\nhm</think>\n\nso", [ReasoningDelta("\nhm"), TextDelta("so")]),
+        (PLAIN, job("hm", answering=True), "\nso", [TextDelta("so")]),
+        (PLAIN, job("hm", "so"), "\n<think>", [TextDelta("\n<think>")]),
+        (OPENED, job("", "so"), "\nso", [TextDelta("\nso")]),
+    ],
+)
+def test_what_is_said_next_is_told_from_what_was_said(
+    prompt: tuple[Piece, ...], one: Job, rest: str, expected: list[ReasoningDelta | TextDelta]
+) -> None:
+    _, splitter = resume(prompt, one)
+    assert splitter.feed(rest) == expected

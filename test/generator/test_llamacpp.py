@@ -1,0 +1,397 @@
+"""The llama.cpp engine, on a llama.cpp that says what the test wrote, and once on the real one."""
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from internal.biz.errors import GenerationFailed
+from internal.biz.events import Event, ReasoningDelta, ResponseQueued, TextDelta
+from internal.biz.generation import Delivery, Finished, FinishReason, Job, Output, Prefilled, Transcript
+from internal.biz.models import Message, Request, Response, Role, Settings, Status, Truncation
+from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
+
+if TYPE_CHECKING:
+    from test.generator.conftest import Sink
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+OPENING_TEMPLATE = f"{TEMPLATE}<think>\n"
+
+
+class FakeLlamaCpp(ModuleType):
+    """Stands in for the package xllamacpp.
+
+    A token is a character, or a tag where special tokens are parsed. It has one answer to everything,
+    `script`, and goes on in the middle of it when that is where the prompt ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("xllamacpp")
+        self.script = "so it is"
+        self.pause_s = 0.0
+        self.requests: list[dict[str, Any]] = []
+        self._tags: list[str] = []
+        library = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # http.server's name
+                self._answer({"chat_template": "", "bos_token": "", "eos_token": ""})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer({"tokens": library.tokens(body["content"], body["parse_special"])})
+
+            def _answer(self, value: object) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(value).encode())
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
+        self._thread.start()
+        self.listening_address = f"http://127.0.0.1:{self._http.server_port}"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def CommonParams(self) -> SimpleNamespace:  # noqa: N802  # as in the package
+        return SimpleNamespace(
+            model=SimpleNamespace(), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace()
+        )
+
+    def Server(self, params: SimpleNamespace) -> "FakeLlamaCpp":  # noqa: N802
+        return self
+
+    def tokens(self, text: str, special: bool) -> list[int]:
+        tokens = []
+        for part in re.findall(r"</?think>|<(?:user|assistant|system)>|(?s:.)", text) if special else text:
+            if len(part) > 1 and part not in self._tags:
+                self._tags.append(part)
+            tokens.append(-1 - self._tags.index(part) if len(part) > 1 else ord(part))
+        return tokens
+
+    def text(self, token: int) -> str:
+        return chr(token) if token >= 0 else self._tags[-1 - token]
+
+    def handle_completions(self, request: dict[str, Any], callback: Callable[[Any], bool]) -> None:
+        """As the package's: calls back for each token and with the usage, until that returns True."""
+        self.requests.append(request)
+        prompt, script = request["prompt"], self.tokens(self.script, special=True)
+        (assistant,) = self.tokens("<assistant>", special=True)
+        begins = len(prompt) - prompt[::-1].index(assistant)
+        said = prompt[begins:]
+        assert said == script[: len(said)], "the prompt ends with something that the model did not write"
+        script = script[len(said) :]
+        progress = {"prompt_progress": {"processed": len(prompt), "total": len(prompt)}}
+        if callback(progress | self._choice("")):
+            return
+        for token in script[: request["n_predict"]]:
+            time.sleep(self.pause_s)
+            if callback(self._choice(self.text(token))):
+                return
+        usage = {
+            "prompt_tokens": len(prompt),
+            "prompt_tokens_details": {"cached_tokens": len(prompt) - 1},
+            "completion_tokens": min(len(script), request["n_predict"]),
+        }
+        whole = len(script) <= request["n_predict"]
+        callback(self._choice("", "stop" if whole else "length") | {"usage": usage})
+
+    def _choice(self, text: str, reason: str | None = None) -> dict[str, Any]:
+        return {"choices": [{"text": text, "finish_reason": reason}]}
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLlamaCpp]:
+    library = FakeLlamaCpp()
+    monkeypatch.setitem(sys.modules, "xllamacpp", library)
+    yield library
+    library.close()
+
+
+class Engines:
+    def __init__(self, sink: "Sink", folder: Path) -> None:
+        self._sink = sink
+        self._folder = folder
+        self._engines: list[LlamaCppGenerator] = []
+
+    async def start(self, template: str = TEMPLATE, *, context: int = 1000) -> LlamaCppGenerator:
+        model, chat = self._folder / "model.gguf", self._folder / "chat.jinja"
+        model.write_bytes(b"weights")
+        # Jinja2 takes one newline off the end of a template.
+        chat.write_text(f"{template}\n")
+        return await self.start_with(_options(model, chat, context))
+
+    async def start_with(self, options: LlamaCppOptions) -> LlamaCppGenerator:
+        engine = LlamaCppGenerator(options)
+        self._engines.append(engine)
+        await engine.start(self._sink, lambda _: None)
+        return engine
+
+    async def stop(self) -> None:
+        for engine in self._engines:
+            await engine.stop()
+
+
+def _options(path: Path | None, template: Path | None, context: int) -> LlamaCppOptions:
+    return LlamaCppOptions(
+        path,
+        template,
+        slots=2,
+        context=context,
+        threads=0,
+        max_output_tokens=512,
+        temperature=0.0,
+        top_p=1.0,
+        repeat_penalty=1.0,
+    )
+
+
+@pytest.fixture
+async def engines(
+    watched_loop: None, library: FakeLlamaCpp, sink: "Sink", tmp_path: Path
+) -> AsyncIterator[Engines]:
+    engines = Engines(sink, tmp_path)
+    yield engines
+    await engines.stop()
+
+
+def ask(*messages: Message | str, **settings: Any) -> Request:
+    turns = tuple(Message(Role.USER, m) if isinstance(m, str) else m for m in messages)
+    return Request("r", "m", "ada", 1.0, turns, Settings(**settings))
+
+
+def begin(request: Request, emitted: Sequence[Event] = ()) -> Transcript:
+    """The next attempt at a request whose log holds `emitted`."""
+    queued = ResponseQueued(Response.of(request, Status.QUEUED))
+    run = Transcript(Delivery(request, 1, tuple(emitted) or (queued,), None))
+    run.start()
+    return run
+
+
+def write(run: Transcript, outputs: Sequence[Output]) -> list[Event]:
+    """The events that the outputs become."""
+    for output in outputs:
+        if isinstance(output, Finished):
+            run.finish(output)
+        elif not isinstance(output, Prefilled):
+            run.add(output)
+    return list(run.events)
+
+
+async def attempt(engine: LlamaCppGenerator, sink: "Sink", job: Job) -> list[Output]:
+    engine.submit(job)
+    outputs = await sink.outputs(job)
+    return [output for output in outputs if not isinstance(output, Prefilled)]
+
+
+def end(outputs: Sequence[Output]) -> Finished:
+    last = outputs[-1]
+    assert isinstance(last, Finished)
+    return last
+
+
+def thought(outputs: Sequence[Output]) -> str:
+    return "".join(output for output in outputs if isinstance(output, ReasoningDelta))
+
+
+def text(outputs: Sequence[Output]) -> str:
+    return "".join(output for output in outputs if isinstance(output, TextDelta))
+
+
+async def test_an_answer_is_what_the_model_writes(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    library.script = "<think>\nhm\n</think>\n\nso it is"
+    outputs = await attempt(await engines.start(), sink, begin(ask("is it?")))
+    assert thought(outputs) == "hm\n"
+    assert text(outputs) == "so it is"
+    assert end(outputs).reason is FinishReason.STOP
+    assert end(outputs).usage.input_tokens == len("Uis it?A")
+    assert end(outputs).usage.output_tokens == len("T\nhm\nT\n\nso it is")
+
+
+# ── going on where an earlier attempt ended ──────────────────────────────────────────────────────
+
+SCRIPTS = [
+    (TEMPLATE, "so it is: a < b\n\n<p>"),
+    (TEMPLATE, "<think>\nhm, a < b\n\n</think>\n\nso it is"),
+    (TEMPLATE, "<think>\nhm</think>\n\nso it is"),
+    (OPENING_TEMPLATE, "<think>\nhm, a < b\n\n</think>\n\nso it is"),
+    (OPENING_TEMPLATE, "<think>\n\n</think>\n\nso it is"),
+    (f"{TEMPLATE}<think>", "<think>\nhm\n</think>\n\nso it is"),
+]
+
+
+@pytest.mark.parametrize("limit", [None, 7, 14])
+@pytest.mark.parametrize(("template", "script"), SCRIPTS)
+async def test_an_attempt_goes_on_wherever_the_last_one_ended(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink", template: str, script: str, limit: int | None
+) -> None:
+    engine, library.script = await engines.start(template), script
+    request = ask("is it?", max_output_tokens=limit)
+    straight = begin(request)
+    outputs = await attempt(engine, sink, straight)
+    events = write(straight, outputs)
+    for cut in range(len(outputs)):
+        lost = begin(request)
+        queued = ResponseQueued(Response.of(request, Status.QUEUED))
+        run = begin(request, (queued, *write(lost, outputs[:cut])))
+        rest = await attempt(engine, sink, run)
+        assert rest[:-1] == outputs[cut:-1]
+        assert write(run, rest)[:-1] == events[run.number - straight.number : -1]
+        assert end(rest).reason is end(outputs).reason
+        usage, expected = end(rest).usage, end(outputs).usage
+        assert (usage.input_tokens, usage.output_tokens) == (expected.input_tokens, expected.output_tokens)
+        assert abs(usage.reasoning_tokens - expected.reasoning_tokens) <= 3  # the tags and newlines
+
+
+async def test_nothing_is_left_to_say_when_the_limit_is_reached(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine = await engines.start()
+    job = Job("r", (Message(Role.USER, "x"),), Settings(max_output_tokens=4), "so i")
+    (last,) = await attempt(engine, sink, job)
+    assert isinstance(last, Finished)
+    assert last.reason is FinishReason.LENGTH
+    assert (last.usage.input_tokens, last.usage.output_tokens) == (3, 4)
+    assert library.requests == []
+
+
+async def test_an_answer_ends_where_the_context_does_in_however_many_attempts(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script = await engines.start(context=64), "x" * 1000
+    for said in range(0, 50, 7):
+        job = Job("r", (Message(Role.USER, "u" * 12),), Settings(), "x" * said)
+        outputs = await attempt(engine, sink, job)
+        # 14 are the prompt's, and one stays free.
+        assert len(text(outputs)) == 64 - 14 - 1 - said
+        assert end(outputs).reason is FinishReason.LENGTH
+        assert end(outputs).usage.output_tokens == 49
+    full = Job("r", (Message(Role.USER, "u" * 12),), Settings(), "x" * 60)
+    assert end(await attempt(engine, sink, full)).reason is FinishReason.LENGTH
+
+
+async def test_the_same_turns_are_kept_however_much_was_said(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script = await engines.start(context=100), "x" * 1000
+    dialogue = [Message(Role.USER if n % 2 == 0 else Role.ASSISTANT, str(n) * 9) for n in range(9)]
+    messages, settings = tuple(dialogue), Settings(truncation=Truncation.AUTO)
+    for said in (0, 1, 20):
+        await attempt(engine, sink, Job("r", messages, settings, "x" * said))
+    first, *later = [request["prompt"] for request in library.requests]
+    assert 10 < len(first) < 90
+    for prompt, said in zip(later, (1, 20), strict=True):
+        assert prompt == first + [ord("x")] * said
+
+
+# ── ends ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_two_attempts_at_one_response_are_two_jobs(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script, library.pause_s = await engines.start(), "x" * 1000, 0.005
+    lost, taken_over = begin(ask("x")), begin(ask("x"))
+    engine.submit(lost)
+    engine.submit(taken_over)
+    engine.cancel(lost)
+    steps = await sink.until_ended(lost)
+    ends = [(job, output.reason) for step in steps for job, output in step if isinstance(output, Finished)]
+    assert ends == [(lost, FinishReason.CANCELLED)]
+    await sink.step()
+    engine.cancel(taken_over)
+    outputs = await sink.outputs(taken_over)
+    assert end(outputs).reason is FinishReason.CANCELLED
+    engine.cancel(lost)  # nobody knows it any more
+
+
+async def test_a_cancel_before_the_engine_began_counts_what_was_said(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script, library.pause_s = await engines.start(), "x" * 1000, 0.005
+    busy: list[Job] = [begin(ask("x")) for _ in range(engine.capabilities.slots)]
+    for one in busy:
+        engine.submit(one)
+    waiting = Job("r", (Message(Role.USER, "x"),), Settings(), "so i", "hm")
+    engine.submit(waiting)
+    for one in (waiting, *busy):
+        engine.cancel(one)
+    steps = await sink.until_ended(waiting, *busy)
+    (last,) = [output for step in steps for one, output in step if one is waiting]
+    assert isinstance(last, Finished)
+    assert last.reason is FinishReason.CANCELLED
+    assert (last.usage.output_tokens, last.usage.reasoning_tokens) == (6, 2)
+
+
+async def test_a_fault_of_the_library_ends_the_job_and_no_other(
+    engines: Engines,
+    library: FakeLlamaCpp,
+    sink: "Sink",
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = await engines.start()
+    stopped = []
+
+    def nonsense(request: object, callback: Callable[[Any], bool]) -> None:
+        stopped.append(callback({"choices": []}))
+
+    def refusal(request: object, callback: Callable[[Any], bool]) -> None:
+        callback({"error": {"message": "out of slots"}})
+
+    def silence(request: object, callback: object) -> None: ...
+
+    def crash(request: object, callback: object) -> None:
+        raise RuntimeError("bad alloc")
+
+    for fault in (nonsense, refusal, silence, crash):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "handle_completions", fault)
+            (last,) = await attempt(engine, sink, begin(ask("x")))
+        assert isinstance(last, Finished)
+        assert last.reason is FinishReason.ERROR
+        assert isinstance(last.error, GenerationFailed)
+    assert stopped == [True]
+    assert [record.name for record in caplog.records].count("internal.generator.llamacpp") == 2
+    assert text(await attempt(engine, sink, begin(ask("x")))) == library.script
+
+
+# ── the real one ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.real_model
+async def test_the_real_model_goes_on_in_the_middle_of_a_sentence(sink: "Sink", tmp_path: Path) -> None:
+    engines = Engines(sink, tmp_path)
+    engine = await engines.start_with(_options(None, None, 512))
+    try:
+        request = ask("Tell me about the city of Paris.", max_output_tokens=40)
+        outputs = await attempt(engine, sink, begin(request))
+        whole, usage = text(outputs), end(outputs).usage
+        assert end(outputs).reason is FinishReason.LENGTH
+        assert usage.output_tokens == 40
+        for tokens in (1, 13, 27, 40):
+            said = text(outputs[:tokens])
+            run = Job("r", request.messages, request.settings, said)
+            rest = await attempt(engine, sink, run)
+            # Where two tokens are about as likely, a prompt of another length may tip the scales.
+            assert text(rest)[:12] == whole[len(said) :][:12]
+            assert end(rest).reason is FinishReason.LENGTH
+            assert end(rest).usage.input_tokens == usage.input_tokens
+            assert end(rest).usage.output_tokens == 40
+    finally:
+        await engines.stop()
