@@ -7,13 +7,11 @@ command line cannot be used.
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from aiohttp import web
 
 from cmd import logs, supervisor, wire
 from cmd.child import Place, attached
+from cmd.process import first, spare_collector, stop_signal
 from cmd.progress import LoadingProgress, say_ready
 from internal.biz.close import CloseCode
 from internal.biz.errors import SluiceError
@@ -57,18 +56,12 @@ def main() -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings, place))
     except (SluiceError, BaseExceptionGroup) as error:
-        cause = _first(error)
+        cause = first(error)
         if not isinstance(cause, SluiceError):
             raise
         print(cause.message, file=sys.stderr)
         return 1
     return 0
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _place(arguments: list[str], settings: Settings) -> Place:
@@ -86,17 +79,19 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
         sluice.application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_HTTP_S
     )
     async with contextlib.AsyncExitStack() as around:
-        stop = around.enter_context(_stop_signal())
+        stop = around.enter_context(stop_signal())
         ready: Callable[[], None] = partial(say_ready, listener)
         if place:
             ready = await around.enter_async_context(attached(place, sluice, stop))
+        # Who comes first is served, and not told that the queue cannot be reached yet.
+        await sluice.connect()
         await runner.setup()
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
         progress = LoadingProgress(sluice.readiness, ready, alone=not place)
-        work = asyncio.create_task(sluice.work(progress))
+        work = asyncio.create_task(sluice.work(progress, ready))
         stopped = asyncio.create_task(stop.wait())
-        _spare_collector()
+        spare_collector()
         try:
             await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
@@ -119,34 +114,6 @@ def _listen(settings: Settings) -> socket.socket:
     host, port = parse_address(settings.server.http.addr)
     with naming(settings.server.http.addr):
         return listen(host, port, settings.session.write_buffer_bytes)
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-def _spare_collector() -> None:
-    """Keep the garbage collector from stopping the loop: full collections over the state of thousands of
-    sessions took up to half a second. What lives since the start is not looked at again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 1_000)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ hypothesis_settings.load_profile("sluice")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast ones first: whole servers come last."""
-    items.sort(key=lambda item: "e2e" in item.path.parts)
+    """Fast ones first: whole servers come last, and what is done to them behind that."""
+    items.sort(key=lambda item: ("faults" in item.path.parts, "e2e" in item.path.parts))
 
 
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────────

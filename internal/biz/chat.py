@@ -1,12 +1,23 @@
 """The use cases: ask a model, follow an answer, stop it."""
 
+import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from internal.biz.errors import InvalidRequest, NotFound, SluiceError
+from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, Unavailable
 from internal.biz.log import Cursor, Follower
-from internal.biz.models import Failure, Message, Request, Response, Role, Settings, Status
+from internal.biz.models import (
+    Backlog,
+    Failure,
+    Message,
+    Request,
+    Response,
+    Role,
+    Settings,
+    Status,
+    WorkerInfo,
+)
 from internal.biz.ports import History, Queue
 
 
@@ -63,8 +74,27 @@ class Chat:
             await self._queue.publish(request)
         except SluiceError as error:
             failure = Failure(error.code, error.message)
-            await self._history.finish([Response.of(request, Status.FAILED, failure=failure)])
+            with contextlib.suppress(Unavailable):
+                await self._history.finish([Response.of(request, Status.FAILED, failure=failure)])
             raise
+
+    async def submit_again(self, earlier: Request, response_id: str) -> None:
+        """Publish what `earlier` asked under a new id, and store it as a turn of its own.
+
+        The dialogue before it may be forgotten by now: then all of it becomes this turn. Raises as `submit`.
+        """
+        settings, turn = earlier.settings, earlier.messages
+        if settings.instructions is not None:
+            turn = turn[1:]
+        if settings.previous_response_id is not None:
+            before: tuple[Message, ...] = ()
+            with contextlib.suppress(NotFound, Conflict):
+                before = await self._history.messages(settings.previous_response_id)
+            if before and turn[: len(before)] == before:
+                turn = turn[len(before) :]
+            else:
+                settings = replace(settings, previous_response_id=None)
+        await self.submit(earlier.user, Ask(turn, earlier.model, settings), response_id)
 
     async def follow(
         self, response_id: str, after: int, follower: Follower, *, queue_updates: bool = False
@@ -83,3 +113,11 @@ class Chat:
                 await self._queue.cancel(response_id)
             except NotFound:
                 return
+
+    async def backlog(self, model: str) -> Backlog:
+        """What a model has to do."""
+        return await self._queue.backlog(model)
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        """Who generates."""
+        return await self._queue.workers()

@@ -29,10 +29,12 @@ class ReasoningDelta(str):
 
 @dataclass(frozen=True, slots=True)
 class ResponseQueued:
-    """`response.queued`; `position` is the number of requests that go first."""
+    """`response.queued`; `position` is the number of requests that go first, `workers` that of the live
+    workers of its model."""
 
     response: Response
     position: int = 0
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What passes between a worker and an engine, and the transcript that turns it into events."""
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,10 +70,10 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """A request handed to a worker. `attempt` counts from 1; `emitted` is what its log holds already;
-    `receipt` is the queue's own, to find the delivery by."""
+    """A request handed to a worker. `attempt` counts from 1 and is higher each time; `emitted` is what its
+    log holds already; `receipt` is the queue's own, to find the delivery by."""
 
     request: Request
     attempt: int
@@ -118,16 +119,16 @@ class Transcript(Job):
         "_started",
         "_texts",
         "attempt",
+        "delivery",
         "events",
         "number",
         "receipt",
-        "request",
     )
 
     def __init__(self, delivery: Delivery) -> None:
         request = delivery.request
         super().__init__(request.response_id, request.messages, request.settings)
-        self.request = request
+        self.delivery = delivery
         self.attempt = delivery.attempt
         self.receipt = delivery.receipt
         self.number = len(delivery.emitted)
@@ -172,7 +173,7 @@ class Transcript(Job):
         if self._started:
             return
         self._started = True
-        response = Response.of(self.request, Status.IN_PROGRESS)
+        response = Response.of(self.delivery.request, Status.IN_PROGRESS)
         self.events += (ResponseCreated(response), ResponseInProgress(response))
 
     def add(self, delta: Delta) -> None:
@@ -208,34 +209,24 @@ class Transcript(Job):
         """Say how the response ended; returns it."""
         complete = end.reason is FinishReason.STOP
         self._close_item(Status.COMPLETED if complete else Status.INCOMPLETE)
-        event = _terminal(self.request, end, tuple(self._items))
+        event = _terminal(self.delivery, end, tuple(self._items))
         self.events += (event,)
         return event.response
 
 
 def _terminal(
-    request: Request, end: Finished, output: tuple[OutputItem, ...]
+    delivery: Delivery, end: Finished, output: tuple[OutputItem, ...]
 ) -> ResponseCompleted | ResponseIncomplete | ResponseFailed:
     """The event that ends a response for the reason of `end`."""
+    response = functools.partial(
+        Response.of, delivery.request, output=output, usage=end.usage, attempt=delivery.attempt
+    )
     match end.reason:
         case FinishReason.STOP:
-            response = Response.of(
-                request, Status.COMPLETED, output=output, usage=end.usage, completed_at=time.time()
-            )
-            return ResponseCompleted(response)
+            return ResponseCompleted(response(status=Status.COMPLETED, completed_at=time.time()))
         case FinishReason.ERROR:
             error = end.error or SluiceError("the engine failed")
             failure = Failure(error.code, error.message)
-            return ResponseFailed(
-                Response.of(request, Status.FAILED, output=output, usage=end.usage, failure=failure)
-            )
+            return ResponseFailed(response(status=Status.FAILED, failure=failure))
         case reason:
-            return ResponseIncomplete(
-                Response.of(
-                    request,
-                    Status.INCOMPLETE,
-                    output=output,
-                    usage=end.usage,
-                    incomplete_reason=reason.value,
-                )
-            )
+            return ResponseIncomplete(response(status=Status.INCOMPLETE, incomplete_reason=reason.value))

@@ -111,6 +111,8 @@ class Response:
     failure: Failure | None = None
     incomplete_reason: str | None = None
     completed_at: float | None = None
+    attempt: int = 0
+    """Which attempt says so."""
 
     @classmethod
     def of(
@@ -123,6 +125,7 @@ class Response:
         failure: Failure | None = None,
         incomplete_reason: str | None = None,
         completed_at: float | None = None,
+        attempt: int = 0,
     ) -> "Response":
         """How the response to `request` stands."""
         return cls(
@@ -137,9 +140,49 @@ class Response:
             failure,
             incomplete_reason,
             completed_at,
+            attempt,
         )
 
     @property
     def text(self) -> str:
         """What the model said, without its reasoning."""
         return "".join(item.text for item in self.output if item.kind is ItemKind.MESSAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a model has to do: requests that wait, responses that run, and how long the oldest that waits
+    has waited, in seconds. `dead`: requests that were given up and are kept to be looked at."""
+
+    waiting: int = 0
+    running: int = 0
+    oldest_s: float = 0.0
+    dead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A request that was given up, and why. `buried_at` is Unix seconds, `consumer` who tried last, `entry`
+    the place where the queue keeps it."""
+
+    entry: str
+    response_id: str
+    model: str
+    buried_at: float
+    code: str
+    reason: str
+    tries: int
+    consumer: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker that lives: `busy` of its `slots` run a response. `heartbeat_at` is Unix seconds."""
+
+    name: str
+    host: str
+    model: str
+    slots: int
+    busy: int
+    heartbeat_at: float
+    version: str

@@ -10,7 +10,7 @@ from typing import Protocol
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.generation import Chunk, Delivery, Job
 from internal.biz.log import Cursor, Follower
-from internal.biz.models import Message, Request, Response
+from internal.biz.models import Backlog, Message, Request, Response, WorkerInfo
 
 
 class Append(Protocol):
@@ -36,42 +36,34 @@ class Append(Protocol):
 
 
 class Consumer(Protocol):
-    """The side of a worker that the queue talks to."""
+    """The side of a worker that the queue talks to. No call may raise or wait."""
+
+    @property
+    def slots(self) -> int:
+        """How many responses it can run at a time."""
 
     @property
     def room(self) -> int:
         """How many more responses it can run at this moment."""
 
-    def revoke(self, response_id: str) -> None:
-        """Stop generating this response: its user cancelled it, or it belongs to another worker now."""
+    def revoke(self, delivery: Delivery) -> None:
+        """Its user cancelled it: stop generating, and say how far it came."""
+
+    def lose(self, delivery: Delivery) -> None:
+        """It is another worker's by now: stop generating, and write nothing more."""
 
 
 class Queue(Protocol):
-    """Passes requests to workers, and events back through one log for each response."""
+    """Passes requests on to workers; what they answer comes back through one log for each response.
+
+    Every call raises Unavailable while the queue cannot be reached.
+    """
 
     async def publish(self, request: Request) -> None:
         """Open the log with `response.queued` and let a worker claim the request.
 
-        Raises Unavailable when `max_pending` requests wait already.
+        Raises Unavailable when `max_pending` requests for its model wait already.
         """
-
-    async def claim(self, model: str, consumer: Consumer) -> Delivery:
-        """The next request for `model`, fair between users. Waits; cancelling loses nothing."""
-
-    async def append(self, step: Sequence[Append]) -> Sequence[str]:
-        """Write the events of one step, all responses at once.
-
-        Returns the ids of those that were refused: the caller must stop generating them.
-        """
-
-    def announce(self, response_id: str, update: QueueUpdate) -> None:
-        """Tell the followers something that does not enter the log. May be lost."""
-
-    async def ack(self, delivery: Delivery) -> None:
-        """The response has ended and its result is stored."""
-
-    async def retry(self, delivery: Delivery, reason: str) -> None:
-        """Give the request back for another attempt; after `max_attempts` it is a dead letter."""
 
     async def cancel(self, response_id: str) -> None:
         """Stop a response, waiting or running; its log ends with `response.incomplete`.
@@ -91,12 +83,48 @@ class Queue(Protocol):
     async def followers(self, response_id: str) -> int:
         """How many follow a response that still runs; 0 when it has ended or is unknown."""
 
-    def depth(self, model: str) -> int:
-        """How many requests for `model` wait."""
+    async def backlog(self, model: str) -> Backlog:
+        """What waits for `model`, and what runs."""
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        """The workers that live."""
+
+
+class WorkQueue(Protocol):
+    """The workers' side of the queue. A call that raises Unavailable may be repeated as it was."""
+
+    async def claim(self, model: str, consumer: Consumer) -> Sequence[Delivery]:
+        """The next requests for `model`, fair between users: at least one, at most `consumer.room`.
+
+        Waits, also while the queue cannot be reached. Cancelling loses nothing. From now on the consumer
+        counts as a worker for `model`, until it leaves or a claim is cancelled.
+        """
+
+    def leave(self, model: str, consumer: Consumer) -> None:
+        """It claims nothing more. What it has, it may finish."""
+
+    async def append(self, step: Sequence[Append]) -> Sequence[Append]:
+        """Write the events of one step, all responses at once. The event that ends a log settles its
+        delivery too.
+
+        Returns what was refused because it is not the next of its log: the caller has lost that delivery.
+        """
+
+    def announce(self, delivery: Delivery, update: QueueUpdate) -> None:
+        """Tell the followers something that does not enter the log. May be lost."""
+
+    async def retry(self, delivery: Delivery, reason: str) -> None:
+        """Give the request back for another attempt; after `max_attempts` it is a dead letter."""
+
+    async def release(self, delivery: Delivery) -> None:
+        """Give the request back as it is, for another worker: this does not count as an attempt."""
 
 
 class History(Protocol):
-    """Finished turns, so that a response can continue an earlier one."""
+    """Finished turns, so that a response can continue an earlier one.
+
+    Every call raises Unavailable while the storage cannot be reached, and may then be repeated.
+    """
 
     async def messages(self, response_id: str) -> tuple[Message, ...]:
         """The whole dialogue up to and including this response.
@@ -108,7 +136,10 @@ class History(Protocol):
         """Store the user's turn before the request is published. Idempotent."""
 
     async def finish(self, responses: Sequence[Response]) -> None:
-        """Store how responses ended, before they are acked. Idempotent."""
+        """Store how responses ended, before their logs say so.
+
+        Idempotent: of what several attempts at one response say, the latest attempt's counts.
+        """
 
 
 @dataclass(frozen=True, slots=True)

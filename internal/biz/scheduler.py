@@ -24,6 +24,13 @@ class FairScheduler:
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def oldest(self) -> float:
+        """When the oldest was made (Unix seconds; infinite when nobody waits). O(users)."""
+        return min(
+            (next(iter(line.values())).created_at for line in self._lines.values()), default=float("inf")
+        )
+
     def push(self, request: Request) -> None:
         self._lines.setdefault(request.user, {})[request.response_id] = request
         self._size += 1

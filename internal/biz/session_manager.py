@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 CLOSE_DEADLINE_S = 10.0
 """What no connection should need to end; a shutdown does not wait longer."""
+STOP_AGAIN_S = 1.0
+"""Between two tries to stop an abandoned response while the queue cannot be reached, at least: nobody could
+come back meanwhile."""
 _USUAL = (1000, 1001, 1005, 1006, CloseCode.RESTART)
 """Closes that say nothing new: thousands of them a second would drown the others in the log."""
 
@@ -105,18 +108,27 @@ class SessionManager:
 
     def _orphan(self, response_id: str) -> None:
         """A response lost a follower: stop it after the grace, unless somebody follows it then."""
-        if not self._limits.cancel_on_disconnect:
-            return
+        if self._limits.cancel_on_disconnect:
+            self._cancel_later(response_id, self._limits.grace_s)
+
+    def _cancel_later(self, response_id: str, delay_s: float) -> None:
         if (earlier := self._orphans.pop(response_id, None)) is not None:
             earlier.cancel()
         loop = asyncio.get_running_loop()
-        self._orphans[response_id] = loop.call_later(self._limits.grace_s, self._cancel_orphan, response_id)
+        self._orphans[response_id] = loop.call_later(delay_s, self._cancel_orphan, response_id)
 
     def _cancel_orphan(self, response_id: str) -> None:
         del self._orphans[response_id]
-        task = asyncio.create_task(self._chat.cancel_unfollowed(response_id))
+        task = asyncio.create_task(self._cancel_unfollowed(response_id))
         self._tasks.add(task)
         task.add_done_callback(self._reap)
+
+    async def _cancel_unfollowed(self, response_id: str) -> None:
+        try:
+            await self._chat.cancel_unfollowed(response_id)
+        except Unavailable:
+            if response_id not in self._orphans:  # else somebody else has left meanwhile
+                self._cancel_later(response_id, max(STOP_AGAIN_S, self._limits.grace_s))
 
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -4,46 +4,64 @@ Knows engines and the queue, not who reads.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
+from internal.biz.errors import Unavailable
 from internal.biz.events import QueueUpdate, ReasoningDelta, TextDelta
 from internal.biz.generation import Chunk, Delivery, Finished, Prefilled, Transcript
 from internal.biz.inbox import StepInbox
-from internal.biz.ports import Generator, History, Meter, Progress, Queue
+from internal.biz.ports import Generator, History, Meter, Progress, WorkQueue
 
 log = logging.getLogger(__name__)
 
+FIRST_PAUSE_S = 0.05
+RELEASED_AT_ONCE = 100
+LONGEST_PAUSE_S = 1.0
+"""Between two tries while the queue or the storage cannot be reached."""
+
+T = TypeVar("T")
+
 
 class _Run(Transcript):
-    """One response on the engine."""
+    """One delivery on the engine."""
 
-    __slots__ = ("delivery", "lost", "revoked", "running", "spoke_at_s")
+    __slots__ = ("lost", "revoked", "running", "spoke_at_s")
 
     def __init__(self, delivery: Delivery) -> None:
         super().__init__(delivery)
-        self.delivery = delivery
         self.running = True
         self.revoked = False
         self.lost = False
-        """True when the queue refused its events: it has ended, or is another worker's by now."""
+        """True when nothing may be written for it any more: it is another worker's, or has ended."""
         self.spoke_at_s = 0.0
         """When its last token came; 0 before the first."""
 
 
 class Worker:
-    """Runs one model. At most `slots` responses at a time, as many as the engine takes."""
+    """Runs one model. At most `slots` responses at a time, as many as the engine takes.
+
+    Implements Consumer. Bound: twice `slots` deliveries, those included whose results are being stored.
+    """
 
     def __init__(
-        self, model: str, generator: Generator, queue: Queue, history: History, meter: Meter
+        self, model: str, generator: Generator, queue: WorkQueue, history: History, meter: Meter
     ) -> None:
         self.model = model
         self._generator = generator
         self._queue = queue
         self._history = history
         self._meter = meter
-        self._runs: dict[str, _Run] = {}
-        self._free = asyncio.Event()
+        self._runs: dict[Delivery, _Run] = {}
+        """All deliveries that have not been settled."""
+        self._generating = 0
+        self._changed = asyncio.Event()
+        self._claiming: asyncio.Task[None] | None = None
+        """While it waits for a request, and nothing is lost when it is cancelled."""
+        self._draining = False
 
     async def run(self, progress: Progress) -> None:
         """Load the model, then work until cancelled. What still runs then ends without a word."""
@@ -58,47 +76,117 @@ class Worker:
             inbox.close()
             await self._generator.stop()
 
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let what runs finish, and give the rest back to the queue."""
+        self._draining = True
+        if self._claiming is not None:
+            self._claiming.cancel()
+        self._queue.leave(self.model, self)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._runs:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            log.warning("handing over", extra={"model": self.model, "responses": len(self._runs)})
+        runs = list(self._runs.values())
+        for run in runs:
+            self.lose(run.delivery)
+        for start in range(0, len(runs), RELEASED_AT_ONCE):
+            some = runs[start : start + RELEASED_AT_ONCE]
+            await asyncio.gather(*(self._release(run) for run in some))
+
+    async def _release(self, run: _Run) -> None:
+        # If that fails, its lease runs out.
+        with contextlib.suppress(Unavailable):
+            await self._queue.release(run.delivery)
+
+    # ── as the queue sees it ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def slots(self) -> int:
+        return self._generator.capabilities.slots
+
     @property
     def room(self) -> int:
-        return self._generator.capabilities.slots - len(self._runs)
+        return min(self.slots - self._generating, 2 * self.slots - len(self._runs))
 
-    async def _claim_requests(self) -> None:
-        while True:
-            while self.room <= 0:
-                self._free.clear()
-                await self._free.wait()
-            run = _Run(await self._queue.claim(self.model, self))
-            self._runs[run.response_id] = run
-            run.start()
-            if run.events and await self._queue.append([run]):
-                self._release(run)
-                continue
-            self._generator.submit(run)
-            if run.revoked:
-                self._generator.cancel(run)
-
-    def revoke(self, response_id: str) -> None:
-        run = self._runs.get(response_id)
+    def revoke(self, delivery: Delivery) -> None:
+        run = self._runs.get(delivery)
         if run is not None:
             run.revoked = True  # for when it is not submitted yet
             self._generator.cancel(run)
 
-    def _release(self, run: _Run) -> None:
-        del self._runs[run.response_id]
-        self._free.set()
+    def lose(self, delivery: Delivery) -> None:
+        run = self._runs.get(delivery)
+        if run is not None:
+            run.lost = True
+            self.revoke(delivery)
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────
+
+    async def _claim_requests(self) -> None:
+        while not self._draining:
+            self._claiming = asyncio.current_task()
+            while self.room <= 0:
+                self._changed.clear()
+                await self._changed.wait()
+            runs = [_Run(delivery) for delivery in await self._queue.claim(self.model, self)]
+            self._claiming = None
+            for run in runs:
+                self._runs[run.delivery] = run
+                self._generating += 1
+                run.start()
+            await self._append([run for run in runs if run.events])
+            for run in runs:
+                if run.lost:
+                    self._stopped(run)
+                    self._settled(run)
+                    continue
+                self._generator.submit(run)
+                if run.revoked:
+                    self._generator.cancel(run)
+
+    def _stopped(self, run: _Run) -> None:
+        """The engine has done with it."""
+        run.running = False
+        self._generating -= 1
+        self._changed.set()
+
+    def _settled(self, run: _Run) -> None:
+        """The queue has done with it."""
+        del self._runs[run.delivery]
+        self._changed.set()
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────
 
     async def _write_steps(self, inbox: StepInbox, tasks: asyncio.TaskGroup) -> None:
         while True:
             spoke, ended = self._read_step(await inbox.take())
             if spoke:
-                for response_id in await self._queue.append(spoke):
-                    if (run := self._runs.get(response_id)) is not None:
-                        run.lost = True
-                        self._generator.cancel(run)
-            for run, _ in ended:
-                self._release(run)
-            if mine := [(run, end) for run, end in ended if not run.lost]:
-                tasks.create_task(self._end(mine))
+                # While the queue cannot be reached the step waits here, and soon the engine behind it.
+                await self._append(spoke)
+            if ended:
+                tasks.create_task(self._end(ended))
+
+    async def _append(self, runs: Sequence[_Run]) -> None:
+        """Append what the runs have to say; those that may not are lost."""
+        if not runs:
+            return
+        for refused in await self._insist(lambda: self._queue.append(runs)):
+            run: _Run = refused  # type: ignore[assignment]
+            self.lose(run.delivery)
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Try until the other side can be reached."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await call()
+            except Unavailable as error:
+                log.debug("trying again: %s", error.message)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _read_step(self, step: list[Chunk]) -> tuple[list[_Run], list[tuple[_Run, Finished]]]:
         """Turn a step into events; returns who said something and who ended. Loops once per token."""
@@ -113,6 +201,8 @@ class Worker:
             kind = type(output)
             if kind is TextDelta or kind is ReasoningDelta:
                 if run.spoke_at_s != now:  # its first chunk in this step
+                    if run.lost:
+                        continue
                     spoke.append(run)
                     run.appended()
                     # Nearly all of a step's runs spoke at the same time before: they are metered together.
@@ -121,15 +211,15 @@ class Worker:
                         before, tokens = run.spoke_at_s, 0
                     if before:
                         tokens += 1
-                    else:
-                        self._meter.first_token(self.model, time.time() - run.request.created_at)
+                    elif run.attempt == 1:
+                        self._meter.first_token(self.model, time.time() - run.delivery.request.created_at)
                     run.spoke_at_s = now
                 run.add(output)  # type: ignore[arg-type]
             elif isinstance(output, Finished):
-                run.running = False
+                self._stopped(run)
                 ended.append((run, output))
             elif isinstance(output, Prefilled):
-                self._tell_progress(run, output)
+                self._queue.announce(run.delivery, QueueUpdate(0, output.done, output.total))
         self._meter_gap(now - before, tokens)
         return spoke, ended
 
@@ -137,16 +227,15 @@ class Worker:
         if tokens:
             self._meter.token_gap(self.model, seconds, tokens)
 
-    def _tell_progress(self, run: _Run, prefilled: Prefilled) -> None:
-        update = QueueUpdate(0, prefilled.done, prefilled.total)
-        self._queue.announce(run.response_id, update)
-
     async def _end(self, ended: list[tuple[_Run, Finished]]) -> None:
         """Store and tell how responses ended, all those of one step at once."""
         settled = []
         for run, end in ended:
+            if run.lost:
+                continue
             if end.error is not None and end.error.retryable:
-                await self._queue.retry(run.delivery, end.error.message)
+                delivery, reason = run.delivery, end.error.message
+                await self._insist(lambda d=delivery, r=reason: self._queue.retry(d, r))  # type: ignore[misc]
                 continue
             if end.error is not None:
                 fields = {"response": run.response_id, "code": end.error.code}
@@ -155,10 +244,11 @@ class Worker:
             settled.append((run, run.finish(end)))
         # The result is stored before the log says that it is complete: whoever reads the end of the
         # log may continue from it at once.
-        await self._history.finish([response for _, response in settled])
-        await self._queue.append([run for run, _ in settled])
+        await self._insist(lambda: self._history.finish([response for _, response in settled]))
+        await self._append([run for run, _ in settled])
+        for run, _ in ended:
+            self._settled(run)
         now = time.time()
         for run, response in settled:
-            await self._queue.ack(run.delivery)
-            seconds = now - run.request.created_at
-            self._meter.response_ended(self.model, response.status, seconds)
+            if not run.lost:
+                self._meter.response_ended(self.model, response.status, now - response.created_at)

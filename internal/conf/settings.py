@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -68,6 +69,9 @@ _MASK = "*" * 10
 def _redis_url(value: SecretUrl) -> SecretUrl:
     if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("write redis://[user:password@]host:port/number, or rediss://… or unix://…")
+    if "@" in urlsplit(value.get_secret_value()).path:
+        # What stands before it would be taken for the host, and be shown when that cannot be reached.
+        raise ValueError("in a password, write / ? # @ % as %2F %3F %23 %40 %25")
     return value
 
 
@@ -179,6 +183,22 @@ class Auth(_Section):
     jwt_secret: SecretStr = SecretStr("")
 
 
+def _optional_address(value: object) -> str:
+    return "" if value == "" else _address(value)
+
+
+class WorkerHttp(_Section):
+    """`addr` empty: none."""
+
+    addr: Annotated[str, BeforeValidator(_optional_address)] = ""
+
+
+class Worker(_Section):
+    """Where `cmd.worker` answers `/livez`, `/readyz` and `/metrics`."""
+
+    http: WorkerHttp = WorkerHttp()
+
+
 class Shutdown(_Section):
     """`timeout`: how long running responses may take to finish."""
 
@@ -200,6 +220,7 @@ class Settings(_Section):
         LlamaCppModel(name="smollm2", generator="llamacpp"),
         EchoModel(name="echo", generator="echo"),
     ]
+    worker: Worker = Worker()
     auth: Auth = Auth()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()

@@ -16,7 +16,9 @@ class _Turn:
     previous_id: str | None
     messages: tuple[Message, ...]
     size_bytes: int
-    running: bool = True
+    answer: Message | None = None
+    attempt: int | None = None
+    """Which attempt ended it; None while it runs."""
 
 
 class MemoryHistory:
@@ -36,14 +38,14 @@ class MemoryHistory:
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
-        if turn.running:
+        if turn.attempt is None:
             raise Conflict(f"response {response_id!r} has not ended yet", param="previous_response_id")
         ids: list[str] = []
         parts: list[tuple[Message, ...]] = []
         following: str | None = response_id
         while following is not None and (turn := self._turns.get(following)) is not None:
             ids.append(following)
-            parts.append(turn.messages)
+            parts.append((*turn.messages, turn.answer) if turn.answer else turn.messages)
             following = turn.previous_id
         if self._is_crowded():
             # The newest last: without it nothing could continue from what is before it.
@@ -68,14 +70,14 @@ class MemoryHistory:
     async def finish(self, responses: Sequence[Response]) -> None:
         for response in responses:
             turn = self._turns.get(response.id)
-            if turn is None or not turn.running:
+            if turn is None or (turn.attempt is not None and turn.attempt >= response.attempt):
                 continue
-            turn.running = False
-            text = response.text
-            if text and response.status is not Status.FAILED:
-                turn.messages += (Message(Role.ASSISTANT, text),)
-                turn.size_bytes += len(text)
-                self._grow(len(text))
+            turn.attempt = response.attempt
+            before = len(turn.answer.content) if turn.answer else 0
+            text = "" if response.status is Status.FAILED else response.text
+            turn.answer = Message(Role.ASSISTANT, text) if text else None
+            turn.size_bytes += len(text) - before
+            self._grow(len(text) - before)
 
     def _grow(self, size_bytes: int) -> None:
         self._size_bytes += size_bytes

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,9 +12,10 @@ from internal.biz.errors import GenerationFailed, InvalidRequest, NotFound, Refu
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, Follower, ResponseLog
-from internal.biz.models import Request, Response, Settings, Status
+from internal.biz.models import Backlog, Request, Response, Settings, Status, WorkerInfo
 from internal.biz.ports import Append, Consumer
 from internal.biz.scheduler import FairScheduler
+from internal.biz.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,8 @@ EVENTS_PER_MEASURE = 64
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """`retain_s`: how long a log outlives its response. `max_pending`: requests that may wait (0: no
-    limit). `max_age_s`: requests that waited longer fail (0: never). `max_attempts`: tries per request.
+    """`retain_s`: how long a log outlives its response. `max_pending`: requests that may wait for one model
+    (0: no limit). `max_age_s`: requests that waited longer fail (0: never). `max_attempts`: tries for each.
     `max_response_bytes` bounds one log, `max_retained` and `max_retained_bytes` all finished ones."""
 
     retain_s: float = 600.0
@@ -43,33 +45,46 @@ _RETIRED = Request("", "", "", 0.0, (), Settings())
 
 
 class _Entry(ResponseLog):
-    """A log and its request. `consumer` is who works on it; None while it waits or after its end."""
+    """A log and its request. `consumer` is who works on it, by `delivery`; None while it waits or after its
+    end. `tries` are the attempts that count."""
 
-    __slots__ = ("consumer", "measure_at", "request")
+    __slots__ = ("consumer", "delivery", "measure_at", "request", "tries")
 
     def __init__(self, request: Request) -> None:
         super().__init__(request.response_id)
         self.request = request
         self.consumer: Consumer | None = None
+        self.delivery: Delivery | None = None
+        self.tries = 0
         self.measure_at = EVENTS_PER_MEASURE
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a response ends that no worker will end."""
+
+    entry: _Entry
+    last: Transcript
+    response: Response
 
 
 class _Line:
     """The waiting requests of one model, and the workers that wait for one."""
 
-    __slots__ = ("claimers", "consumers", "scheduler", "watched")
+    __slots__ = ("claimers", "consumers", "running", "scheduler", "watched")
 
     def __init__(self) -> None:
         self.scheduler = FairScheduler()
         self.claimers: deque[asyncio.Future[None]] = deque()
-        self.consumers: list[Consumer] = []
-        """Those that wait in `claim`."""
+        self.consumers: dict[Consumer, None] = {}
+        """Those that take requests: they have claimed, and did not give that up."""
+        self.running = 0
         self.watched: dict[str, int] = {}
         """Last told position of the requests whose followers want to know."""
 
     @property
     def room(self) -> int:
-        """How many requests the waiting workers take at once: as many do not have to wait."""
+        """How many requests the workers take at once: as many do not have to wait."""
         room = 0
         for consumer in self.consumers:
             room += consumer.room
@@ -77,7 +92,7 @@ class _Line:
 
 
 class MemoryQueue:
-    """Implements Queue. `settle` stores how a response ended that no worker will end."""
+    """Implements Queue and WorkQueue. `settle` stores how a response ended that no worker will end."""
 
     def __init__(self, limits: QueueLimits, settle: Callable[[Sequence[Response]], Awaitable[None]]) -> None:
         self._limits = limits
@@ -86,8 +101,8 @@ class MemoryQueue:
         self._lines: dict[str, _Line] = {}
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._ended_bytes = 0
-        self._pending = 0
-        """Requests in all lines."""
+        self._endings: list[_Ending] = []
+        """What could not be stored yet."""
         self._positions_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -97,12 +112,25 @@ class MemoryQueue:
                 await asyncio.sleep(SWEEP_INTERVAL_S)
                 await self._expire()
                 self._forget()
+                endings, self._endings = self._endings, []
+                for ending in endings:
+                    await self._conclude(ending)
         finally:
             if self._positions_timer is not None:
                 self._positions_timer.cancel()
 
-    def depth(self, model: str) -> int:
-        return len(self._line(model).scheduler)
+    async def backlog(self, model: str) -> Backlog:
+        line = self._line(model)
+        oldest_s = max(0.0, time.time() - line.scheduler.oldest) if len(line.scheduler) else 0.0
+        return Backlog(len(line.scheduler), line.running, oldest_s)
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        host, now = socket.gethostname(), time.time()
+        return [
+            WorkerInfo(model, host, model, one.slots, one.slots - one.room, now, VERSION)
+            for model, line in self._lines.items()
+            for one in line.consumers
+        ]
 
     def _line(self, model: str) -> _Line:
         line = self._lines.get(model)
@@ -115,20 +143,14 @@ class MemoryQueue:
     async def publish(self, request: Request) -> None:
         limit = self._limits.max_pending
         line = self._line(request.model)
-        if limit and self._pending >= limit and self._waiting() >= limit:
+        if limit and len(line.scheduler) >= limit + line.room:
             raise Unavailable(f"{limit} requests wait already; try again in a moment", code="queue_full")
         self._entries[request.response_id] = entry = _Entry(request)
         line.scheduler.push(request)
-        self._pending += 1
-        queued = ResponseQueued(Response.of(request, Status.QUEUED), self._position(entry))
+        workers = len(line.consumers)
+        queued = ResponseQueued(Response.of(request, Status.QUEUED), self._position(entry), workers)
         entry.append(0, 0, [queued])
         self._wake_claimer(line)
-
-    def _waiting(self) -> int:
-        count = 0
-        for line in self._lines.values():
-            count += max(0, len(line.scheduler) - line.room)
-        return count
 
     def _wake_claimer(self, line: _Line) -> None:
         while line.claimers:
@@ -137,81 +159,105 @@ class MemoryQueue:
                 claimer.set_result(None)
                 return
 
-    async def claim(self, model: str, consumer: Consumer) -> Delivery:
+    async def claim(self, model: str, consumer: Consumer) -> Sequence[Delivery]:
         line = self._line(model)
-        while (request := line.scheduler.pop()) is None:
+        line.consumers[consumer] = None
+        while not len(line.scheduler):
             claimer = asyncio.get_running_loop().create_future()
             line.claimers.append(claimer)
-            line.consumers.append(consumer)
             try:
                 await claimer
             except asyncio.CancelledError:
+                self.leave(model, consumer)
                 if claimer.done() and not claimer.cancelled():
                     self._wake_claimer(line)
                 raise
-            finally:
-                line.consumers.remove(consumer)
-        self._pending -= 1
+        deliveries = []
+        for _ in range(max(1, consumer.room)):
+            if (request := line.scheduler.pop()) is None:
+                break
+            deliveries.append(self._deliver(request, consumer))
+            line.running += 1
+            line.watched.pop(request.response_id, None)
+        if len(line.scheduler):
+            self._wake_claimer(line)
+        self._tell_positions()
+        return deliveries
+
+    def leave(self, model: str, consumer: Consumer) -> None:
+        self._line(model).consumers.pop(consumer, None)
+
+    def _deliver(self, request: Request, consumer: Consumer) -> Delivery:
         entry = self._entries[request.response_id]
         entry.attempt += 1
+        entry.tries += 1
+        entry.delivery = delivery = Delivery(request, entry.attempt, tuple(entry.events), entry)
         entry.consumer = consumer
-        line.watched.pop(request.response_id, None)
-        self._tell_positions()
-        return Delivery(request, entry.attempt, tuple(entry.events), entry)
+        return delivery
 
     async def retry(self, delivery: Delivery, reason: str) -> None:
         entry = self._current(delivery)
         if entry is None:
             return
-        entry.consumer = None
-        if delivery.attempt >= self._limits.max_attempts:
+        if entry.tries >= self._limits.max_attempts:
             log.error(
                 "dead letter",
                 extra={"response": delivery.request.response_id, "reason": reason},
             )
             await self._fail(entry, GenerationFailed(reason, code="max_attempts_exceeded"))
-            return
-        line = self._line(delivery.request.model)
-        line.scheduler.push_back(delivery.request)
-        self._pending += 1
-        self._wake_claimer(line)
+        else:
+            self._put_back(entry)
 
-    async def ack(self, delivery: Delivery) -> None:
+    async def release(self, delivery: Delivery) -> None:
         entry = self._current(delivery)
         if entry is not None:
-            entry.consumer = None
-            self._retire(entry)
+            entry.tries -= 1
+            self._put_back(entry)
+
+    def _put_back(self, entry: _Entry) -> None:
+        self._leave(entry)
+        line = self._line(entry.request.model)
+        line.scheduler.push_back(entry.request)
+        self._wake_claimer(line)
+
+    def _leave(self, entry: _Entry) -> None:
+        """No worker has it any more."""
+        if entry.consumer is not None:
+            entry.consumer = entry.delivery = None
+            self._line(entry.request.model).running -= 1
 
     def _current(self, delivery: Delivery) -> _Entry | None:
-        """The entry of a delivery, unless it belongs to a later attempt by now."""
+        """The entry of a delivery, unless it belongs to a later attempt by now or has ended."""
         entry = delivery.receipt
         assert isinstance(entry, _Entry)
-        return entry if entry.attempt == delivery.attempt else None
+        return entry if entry.delivery is delivery else None
 
     # ── to the followers ─────────────────────────────────────────────────────────────────────────
 
-    async def append(self, step: Sequence[Append]) -> Sequence[str]:
-        refused: list[str] = []
+    async def append(self, step: Sequence[Append]) -> Sequence[Append]:
+        refused: list[Append] = []
         for item in step:
             entry: _Entry = item.receipt  # type: ignore[assignment]
             try:
                 entry.append(item.attempt, item.number, item.events)
             except Refused as error:
                 log.warning("append refused: %s", error.message)
-                refused.append(item.response_id)
+                refused.append(item)
                 continue
-            if len(entry.events) >= entry.measure_at and self._is_too_long(entry):
-                refused.append(item.response_id)
+            if entry.ended:
+                self._retire(entry)
+            elif len(entry.events) >= entry.measure_at and self._is_too_long(entry):
+                refused.append(item)
                 too_long = f"the answer is longer than {self._limits.max_response_bytes} bytes"
                 await self._fail(entry, GenerationFailed(too_long, code="answer_too_long"))
         return refused
 
     def _is_too_long(self, entry: _Entry) -> bool:
         entry.measure_at = len(entry.events) + EVENTS_PER_MEASURE
-        return not entry.ended and entry.size_bytes > self._limits.max_response_bytes
+        return entry.size_bytes > self._limits.max_response_bytes
 
-    def announce(self, response_id: str, update: QueueUpdate) -> None:
-        entry = self._entries.get(response_id)
+    def announce(self, delivery: Delivery, update: QueueUpdate) -> None:
+        entry = self._current(delivery)
         if entry is not None:
             entry.announce(update)
 
@@ -224,7 +270,7 @@ class MemoryQueue:
                 f"starting_after is {after}, but the last event of {response_id} is {len(entry.events) - 1}",
                 param="starting_after",
             )
-        if queue_updates and entry.attempt == 0:
+        if queue_updates and entry.consumer is None and not entry.ended:
             watched = self._line(entry.request.model).watched
             watched[response_id] = self._position(entry)
         return entry.attach(after, follower, queue_updates=queue_updates)
@@ -267,7 +313,7 @@ class MemoryQueue:
                 position = max(0, place - room)
                 if line.watched.get(response_id, position) != position:
                     line.watched[response_id] = position
-                    self.announce(response_id, QueueUpdate(position))
+                    self._entries[response_id].announce(QueueUpdate(position))
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -275,8 +321,8 @@ class MemoryQueue:
         entry = self._require(response_id)
         if entry.ended:
             return
-        if entry.consumer is not None:
-            entry.consumer.revoke(response_id)
+        if entry.consumer is not None and entry.delivery is not None:
+            entry.consumer.revoke(entry.delivery)
         elif self._unqueue(entry):
             await self._end(entry, Finished(FinishReason.CANCELLED))
 
@@ -285,23 +331,28 @@ class MemoryQueue:
         line = self._line(request.model)
         line.watched.pop(request.response_id, None)
         self._tell_positions()
-        if line.scheduler.remove(request.user, request.response_id) is None:
-            return False
-        self._pending -= 1
-        return True
+        return line.scheduler.remove(request.user, request.response_id) is not None
 
     async def _fail(self, entry: _Entry, error: GenerationFailed) -> None:
         await self._end(entry, Finished(FinishReason.ERROR, error=error))
 
     async def _end(self, entry: _Entry, end: Finished) -> None:
         """End a response in the place of a worker."""
-        entry.consumer = None
+        self._leave(entry)
         # Raised first, so that no worker can append while the result is being stored.
         entry.attempt += 1
         last = Transcript(Delivery(entry.request, entry.attempt, tuple(entry.events), entry))
-        await self._settle([last.finish(end)])
-        entry.append(entry.attempt, last.number, last.events)
-        self._retire(entry)
+        await self._conclude(_Ending(entry, last, last.finish(end)))
+
+    async def _conclude(self, ending: _Ending) -> None:
+        try:
+            await self._settle([ending.response])
+        except Unavailable as error:
+            log.warning("cannot store how a response ended yet: %s", error.message)
+            self._endings.append(ending)
+            return
+        ending.entry.append(ending.last.attempt, ending.last.number, ending.last.events)
+        self._retire(ending.entry)
 
     async def _expire(self) -> None:
         if not self._limits.max_age_s:
@@ -315,9 +366,8 @@ class MemoryQueue:
                     await self._fail(entry, GenerationFailed(waited, code="request_expired"))
 
     def _retire(self, entry: _Entry) -> None:
-        """Keep an ended log for those who come late, within bounds. Once is enough."""
-        if entry.response_id in self._ended:
-            return
+        """Keep an ended log for those who come late, within bounds."""
+        self._leave(entry)
         self._ended[entry.response_id] = time.monotonic()
         entry.request = _RETIRED
         self._ended_bytes += entry.size_bytes

@@ -6,10 +6,10 @@ counter costs about as much as sending the frame does in Python.
 
 import functools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -47,14 +47,38 @@ class _WeightedHistogram:
         return rows
 
 
+class QueueGauges:
+    """How the queue stands, the same for all: a registry of its own keeps it out of what one process
+    tells its siblings."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._depth = Gauge("sluice_queue_depth", "Requests that wait", ["model"], registry=registry)
+        self._running = Gauge("sluice_queue_running", "Responses that run", ["model"], registry=registry)
+        self._age = Gauge(
+            "sluice_queue_age_seconds", "Age of the oldest waiting request", ["model"], registry=registry
+        )
+        self._workers = Gauge("sluice_workers", "Workers that live", ["model"], registry=registry)
+
+    def set(self, model: str, waiting: int, running: int, oldest_s: float, workers: int) -> None:
+        self._depth.labels(model).set(waiting)
+        self._running.labels(model).set(running)
+        self._age.labels(model).set(oldest_s)
+        self._workers.labels(model).set(workers)
+
+    def scrape(self) -> bytes:
+        """The text exposition format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+
 class Instruments(Collector):
     """Implements Meter, and is scraped at `/metrics`."""
 
     def __init__(self) -> None:
         self.traffic = Traffic()
+        self.queue = QueueGauges()
         self._registry = registry = CollectorRegistry()
         self._token_gaps: dict[str, _WeightedHistogram] = {}
-        self._depths: dict[str, Callable[[], int]] = {}
         self._sessions = Gauge("sluice_sessions", "Open WebSocket sessions", registry=registry)
         self._closes = Counter(
             "sluice_session_closes", "Closed sessions by close code", ["code"], registry=registry
@@ -82,19 +106,42 @@ class Instruments(Collector):
             buckets=_SECONDS,
             registry=registry,
         )
+        self._takeovers = self._queue_counter("lease_takeovers", "Responses taken over from dead workers")
+        self._refused = self._queue_counter("appends_refused", "Appends that were not the next of their log")
+        self._gaps = self._queue_counter("gaps_filled", "Gaps in what a server heard, filled from the log")
+        self._lost = self._queue_counter("responses_lost", "Responses that the queue has lost")
+        self._dead = self._queue_counter("dead_letters", "Requests given up")
+        self._redis_errors = Counter("sluice_redis_errors", "Failed calls of Redis", registry=registry)
         # Looking a child up takes longer than counting; models and statuses are few.
         self._response_counter = functools.cache(self._responses.labels)
         self._response_timer = functools.cache(self._response_seconds.labels)
         self._first_token_timer = functools.cache(self._first_token.labels)
         registry.register(self)
 
+    def _queue_counter(self, name: str, text: str) -> Counter:
+        return Counter(f"sluice_{name}", text, ["model"], registry=self._registry)
+
     def scrape(self) -> bytes:
         """The text exposition format, version 0.0.4."""
         return generate_latest(self._registry)
 
-    def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
-        """Report how many requests for `model` wait."""
-        self._depths[model] = depth
+    def lease_taken_over(self, model: str) -> None:
+        self._takeovers.labels(model).inc()
+
+    def append_refused(self, model: str) -> None:
+        self._refused.labels(model).inc()
+
+    def gap_filled(self, model: str) -> None:
+        self._gaps.labels(model).inc()
+
+    def response_lost(self, model: str) -> None:
+        self._lost.labels(model).inc()
+
+    def dead_letter(self, model: str) -> None:
+        self._dead.labels(model).inc()
+
+    def redis_error(self) -> None:
+        self._redis_errors.inc()
 
     def session_opened(self) -> None:
         self._sessions.inc()
@@ -117,15 +164,11 @@ class Instruments(Collector):
             self._token_gaps[model] = gaps = _WeightedHistogram()
         gaps.observe(seconds, tokens)
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
         """Called by the registry: the instruments that are plain integers."""
         traffic = self.traffic
         yield CounterMetricFamily("sluice_frames_out", "Text frames written", value=traffic.frames_out)
         yield CounterMetricFamily("sluice_bytes_out", "Bytes written in frames", value=traffic.bytes_out)
-        depths = GaugeMetricFamily("sluice_queue_depth", "Requests that wait", labels=["model"])
-        for model, depth in self._depths.items():
-            depths.add_metric([model], depth())
-        yield depths
         gaps = HistogramMetricFamily(
             "sluice_time_between_tokens_seconds", "Between the tokens of a response", labels=["model"]
         )

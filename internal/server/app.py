@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ class App:
         app.router.add_get("/ws", self.text_socket, allow_head=False)
         app.router.add_get("/v1/responses", self.responses_socket, allow_head=False)
         app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/v1/workers", self.workers)
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/metrics", self.metrics)
@@ -125,14 +127,49 @@ class App:
         return web.Response(text="ok\n")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        return _json(self._readiness.report(), 200 if self._readiness.ready else 503)
+        try:
+            living = Counter(worker.model for worker in await self._chat.workers())
+        except Unavailable:
+            return _json({"status": "queue_unavailable", "models": {}}, 503)
+        report = self._readiness.report(self._chat.models, living)
+        return _json(report, 200 if self._readiness.ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         content_type = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        return web.Response(body=await request.app[SCRAPE](), headers=content_type)
+        body = await request.app[SCRAPE]() + await self._scrape_queue()
+        return web.Response(body=body, headers=content_type)
 
     async def _scrape(self) -> bytes:
         return self._instruments.scrape()
+
+    async def _scrape_queue(self) -> bytes:
+        """How the queue stands; nothing while it cannot be reached."""
+        gauges = self._instruments.queue
+        try:
+            living = Counter(worker.model for worker in await self._chat.workers())
+            for name in self._chat.models:
+                backlog = await self._chat.backlog(name)
+                gauges.set(name, backlog.waiting, backlog.running, backlog.oldest_s, living[name])
+        except Unavailable:
+            return b""
+        return gauges.scrape()
+
+    async def workers(self, request: web.Request) -> web.Response:
+        """`/v1/workers`: who generates, and how busy they are."""
+        workers = [
+            {
+                "id": worker.name,
+                "object": "worker",
+                "host": worker.host,
+                "model": worker.model,
+                "slots": worker.slots,
+                "busy": worker.busy,
+                "last_heartbeat": round(worker.heartbeat_at, 3),
+                "version": worker.version,
+            }
+            for worker in await self._chat.workers()
+        ]
+        return _json({"object": "list", "data": workers})
 
 
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:

@@ -1,10 +1,13 @@
 """Whether this process can do its work yet, and still."""
 
+from collections.abc import Mapping, Sequence
+
 
 class Readiness:
-    """How far each model is loaded, and whether the server is on its way out."""
+    """How far each model of this process is loaded, and whether the process is on its way out."""
 
-    def __init__(self, models: list[str]) -> None:
+    def __init__(self, models: Sequence[str]) -> None:
+        """`models`: those that are loaded here; others run in worker processes."""
         self._progress = dict.fromkeys(models, 0.0)
         self.draining = False
 
@@ -16,10 +19,15 @@ class Readiness:
     def ready(self) -> bool:
         return not self.draining and all(done >= 1.0 for done in self._progress.values())
 
-    def report(self) -> dict[str, object]:
-        """The body of `/readyz`."""
+    def report(self, models: Sequence[str], living: Mapping[str, int]) -> dict[str, object]:
+        """The body of `/readyz`: how `models` are; `living` counts their workers."""
         status = "draining" if self.draining else "ready" if self.ready else "loading"
-        models = {
-            name: {"ready": done >= 1.0, "progress": round(done, 2)} for name, done in self._progress.items()
-        }
-        return {"status": status, "models": models}
+        return {"status": status, "models": {name: self._model(name, living.get(name, 0)) for name in models}}
+
+    def _model(self, name: str, workers: int) -> dict[str, object]:
+        if (done := self._progress.get(name)) is not None:
+            return {"ready": done >= 1.0, "progress": round(done, 2)}
+        report: dict[str, object] = {"ready": workers > 0, "workers": workers}
+        if not workers:
+            report["message"] = "no worker for this model is running; requests wait for one"
+        return report

@@ -198,7 +198,6 @@ class Run:
         response = self.transcript.finish(Finished(reason, error=error))
         await self._server.history.finish([response])
         await self._append()
-        await self._server.queue.ack(self.delivery)
         return response
 
 
@@ -215,11 +214,17 @@ class Server:
         """What each log should hold behind response.queued."""
         self._clients: list[Client] = []
 
-    room = 1
+    slots = room = 1
     """As a worker it takes one request at a time."""
 
-    def revoke(self, response_id: str) -> None:
-        self.revoked.append(response_id)
+    def revoke(self, delivery: Delivery) -> None:
+        self.revoked.append(delivery.request.response_id)
+
+    def lose(self, delivery: Delivery) -> None:
+        raise AssertionError("nothing is lost in memory")
+
+    async def waiting(self) -> int:
+        return (await self.queue.backlog("m")).waiting
 
     def client(
         self, *, max_in_flight: int = 8, write_timeout_s: float = 0.0, continues: bool = False
@@ -234,7 +239,8 @@ class Server:
 
     async def claim(self, model: str = "m") -> Run:
         async with asyncio.timeout(5):
-            return Run(self, await self.queue.claim(model, self))
+            (delivery,) = await self.queue.claim(model, self)
+        return Run(self, delivery)
 
     async def close(self) -> None:
         for client in self._clients:

@@ -1,5 +1,6 @@
 """Asking a model: what is refused, what is stored, what reaches the queue."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from internal.biz.chat import Ask
 from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, Unavailable
 from internal.biz.ids import new_id
-from internal.biz.models import Message, Role, Settings
+from internal.biz.models import Message, Request, Role, Settings
 from internal.data.memory_queue import QueueLimits
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def test_an_empty_turn_is_refused(server: "Server") -> None:
     with pytest.raises(InvalidRequest) as error:
         await server.chat.submit("ada", Ask(()), new_id("resp"))
     assert error.value.param == "input"
-    assert server.queue.depth("m") == 0
+    assert await server.waiting() == 0
 
 
 async def test_instructions_stand_before_the_dialogue_and_are_not_kept(server: "Server") -> None:
@@ -125,3 +126,39 @@ async def test_a_turn_that_could_not_be_published_does_not_wait_for_ever(
     with pytest.raises(Unavailable):
         await server.chat.submit("ada", Ask(HELLO), "resp_2")
     assert await server.history.messages("resp_2") == HELLO
+
+
+async def test_what_was_asked_before_can_be_asked_again_and_continued(server: "Server") -> None:
+    await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
+    first = await server.claim()
+    await first.say("hi")
+    await first.finish()
+    settings = Settings(instructions="be brief", previous_response_id=first.id, temperature=0.5)
+    await server.chat.submit("ada", Ask(HELLO, "other", settings), new_id("resp"))
+    asked = (await server.claim("other")).delivery.request
+
+    await server.chat.submit_again(asked, "resp_again")
+    again = await server.claim("other")
+    assert again.delivery.request == replace(
+        asked, response_id="resp_again", created_at=again.delivery.request.created_at
+    )
+    await again.say("well")
+    await again.finish()
+    assert await server.history.messages("resp_again") == (
+        *HELLO,
+        Message(Role.ASSISTANT, "hi"),
+        *HELLO,
+        Message(Role.ASSISTANT, "well"),
+    )
+
+
+async def test_what_is_asked_again_needs_nothing_of_what_was_stored_before(server: "Server") -> None:
+    dialogue = (*HELLO, Message(Role.ASSISTANT, "hi"), *HELLO)
+    settings = Settings(instructions="be brief", previous_response_id="resp_forgotten")
+    messages = (Message(Role.SYSTEM, "be brief"), *dialogue)
+    await server.chat.submit_again(Request("resp_old", "m", "ada", 0.0, messages, settings), "resp_new")
+    again = await server.claim()
+    assert again.delivery.request.messages == messages
+    assert again.delivery.request.created_at > 0.0
+    await again.finish()
+    assert await server.history.messages("resp_new") == dialogue

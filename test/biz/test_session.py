@@ -126,7 +126,7 @@ class Script:
             case "say wrong", (attempt, number) if attempt or number:
                 before = len(self.log(which))
                 wrong = Wrong(run, attempt, number)
-                assert await self.server.queue.append([wrong]) == [run.id]
+                assert await self.server.queue.append([wrong]) == [wrong]
                 assert len(self.log(which)) == before
             case "retry", _ if run.delivery.attempt < 3:
                 await self.server.queue.retry(run.delivery, "again")
@@ -304,7 +304,7 @@ async def test_messages_of_one_lane_run_one_after_another(server: "Server", sett
     for text in ("first", "second", "third"):
         run = await server.claim()
         assert run.delivery.request.messages[-1].content == text
-        assert server.queue.depth("m") == 0
+        assert await server.waiting() == 0
         await run.finish()
     await settle()
     assert client.session.in_flight == 0
@@ -316,7 +316,7 @@ async def test_lanes_run_side_by_side(server: "Server", settle: "Settle") -> Non
     client = server.client()
     for lane in ("a", "b", None):
         await client.ask(str(lane), lane=lane)
-    assert server.queue.depth("m") == 3
+    assert await server.waiting() == 3
     runs = [await server.claim() for _ in range(3)]
     for run in reversed(runs):
         await run.say("x")
@@ -538,10 +538,10 @@ async def test_what_a_client_asks_waits_while_it_does_not_read(server: "Server",
     asking = asyncio.create_task(client.ask("two", lane="b"))
     await settle()
     assert not asking.done()
-    assert server.queue.depth("m") == 0
+    assert await server.waiting() == 0
     client.connection.make_room()
     await asking
-    assert server.queue.depth("m") == 1
+    assert await server.waiting() == 1
 
 
 async def test_a_connection_lost_while_it_lags_ends_the_writer(server: "Server", settle: "Settle") -> None:
@@ -578,14 +578,14 @@ async def test_who_lags_hears_no_queue_updates(server: "Server", settle: "Settle
     await settle()
     (queued,) = client.frames
     assert queued.kind == ResponseQueued.__name__
-    server.queue.announce(queued.response_id, QueueUpdate(0, 1, 2))
-    assert client.frames[-1].kind == "update"
     run = await server.claim()
+    server.queue.announce(run.delivery, QueueUpdate(0, 1, 2))
+    assert client.frames[-1].kind == "update"
     client.connection.congest()
     await run.say("x")
     await settle()
     before = len(client.frames)
-    server.queue.announce(run.id, QueueUpdate(0, 2, 2))
+    server.queue.announce(run.delivery, QueueUpdate(0, 2, 2))
     assert len(client.frames) == before
 
 
@@ -609,7 +609,7 @@ async def test_a_draining_session_finishes_what_runs_and_refuses_the_rest(
     await settle()
     assert client.text(run.id) == "to the end"
     assert client.session.idle
-    assert server.queue.depth("m") == 0
+    assert await server.waiting() == 0
 
 
 async def test_a_session_is_busy_until_everything_was_handed_over(server: "Server", settle: "Settle") -> None:

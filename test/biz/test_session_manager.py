@@ -148,7 +148,7 @@ async def test_a_waiting_request_that_was_abandoned_leaves_the_queue(door: Door,
     await guest.ask()
     await guest.leave(1006)
     await clock.advance(10.1)
-    assert door.server.queue.depth("m") == 0
+    assert await door.server.waiting() == 0
 
 
 async def test_a_response_that_somebody_follows_again_goes_on(door: Door, clock: "Clock") -> None:
@@ -192,6 +192,25 @@ async def test_the_grace_begins_anew_when_the_last_follower_leaves_again(door: D
     await clock.advance(9.9)
     assert door.server.revoked == []
     await clock.advance(0.2)
+    assert door.server.revoked == [run.id]
+
+
+async def test_an_abandoned_response_is_stopped_when_the_queue_is_back(
+    door: Door, clock: "Clock", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(response_id: str) -> int:
+        raise Unavailable("the queue is away", code="queue_unavailable")
+
+    guest = door.come()
+    await guest.ask()
+    run = await door.server.claim()
+    await guest.leave(1006)
+    with monkeypatch.context() as patch:
+        patch.setattr(door.server.queue, "followers", away)
+        for _ in range(15):
+            await clock.advance(1)
+        assert door.server.revoked == []
+    await clock.advance(10.1)  # nobody could come back while the queue was away: they get the grace anew
     assert door.server.revoked == [run.id]
 
 

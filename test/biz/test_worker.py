@@ -1,14 +1,17 @@
 """A worker between the real queue and an engine that does what the test says."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
+from internal.biz import worker as worker_module
 from internal.biz.errors import GenerationFailed, InvalidRequest, Unavailable
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseInProgress, TextDelta
-from internal.biz.generation import Chunk, Finished, FinishReason, Job, Output, Prefilled
+from internal.biz.generation import Chunk, Delivery, Finished, FinishReason, Job, Output, Prefilled
 from internal.biz.models import Message, Request, Response, Status, Usage
 from internal.biz.ports import Append, Capabilities, Progress, Sink
 from internal.biz.worker import Worker
@@ -90,6 +93,10 @@ class FakeHistory:
 
     def __init__(self) -> None:
         self.finished: list[Response] = []
+        self.away = 0
+        """How many of the next calls fail."""
+        self.go_on = asyncio.Event()
+        self.go_on.set()
         self.before_end: list[bool] = []
         self.log_ended: Callable[[str], bool] = lambda _: False
 
@@ -100,9 +107,50 @@ class FakeHistory:
         raise AssertionError("a worker does not begin")
 
     async def finish(self, responses: Sequence[Response]) -> None:
+        await self.go_on.wait()
         await asyncio.sleep(0)
+        if self.away:
+            self.away -= 1
+            raise Unavailable("the storage is away")
         self.before_end += [not self.log_ended(response.id) for response in responses]
         self.finished += responses
+
+
+class FlakyQueue(MemoryQueue):
+    """Is away, or takes its time, as the test says."""
+
+    def __init__(self, limits: QueueLimits, settle: Callable[[Sequence[Response]], Awaitable[None]]) -> None:
+        super().__init__(limits, settle)
+        self.away: Counter[str] = Counter()
+        """How many of the next calls of a method fail."""
+        self.tried: list[str] = []
+        self.lost: set[str] = set()
+        """Responses whose appends are refused."""
+        self.at_append = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def _try(self, method: str) -> None:
+        self.tried.append(method)
+        await asyncio.sleep(0)
+        if self.away[method]:
+            self.away[method] -= 1
+            raise Unavailable("the queue is away", code="queue_unavailable")
+
+    async def append(self, step: Sequence[Append]) -> Sequence[Append]:
+        self.at_append.set()
+        await self.go_on.wait()
+        await self._try("append")
+        refused = [one for one in step if one.response_id in self.lost]
+        return [*refused, *await super().append([one for one in step if one not in refused])]
+
+    async def retry(self, delivery: Delivery, reason: str) -> None:
+        await self._try("retry")
+        await super().retry(delivery, reason)
+
+    async def release(self, delivery: Delivery) -> None:
+        await self._try("release")
+        await super().release(delivery)
 
 
 class Shop:
@@ -111,7 +159,7 @@ class Shop:
     def __init__(self, meter: "FakeMeter", make_request: "RequestFactory", make_reader: "MakeReader") -> None:
         self.engine = FakeEngine()
         self.history = FakeHistory()
-        self.queue = MemoryQueue(QueueLimits(max_attempts=2), self.history.finish)
+        self.queue: MemoryQueue = FlakyQueue(QueueLimits(max_attempts=2), self.history.finish)
         self.meter = meter
         self.progress: list[float] = []
         self.make_request = make_request
@@ -125,15 +173,27 @@ class Shop:
         self.worker = Worker("m", self.engine, queue or self.queue, self.history, self.meter)
         self._task = asyncio.create_task(self.worker.run(self.progress.append))
 
+    @property
+    def flaky(self) -> FlakyQueue:
+        assert isinstance(self.queue, FlakyQueue)
+        return self.queue
+
+    async def waiting(self) -> int:
+        return (await self.queue.backlog("m")).waiting
+
     async def close(self) -> None:
         for reading in self._readings:
             reading.cancel()
         await asyncio.gather(*self._readings, return_exceptions=True)
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            error = None if self._task.cancelled() else self._task.exception()
-            assert error is None, f"the worker died: {error!r}"
+            await self.close_worker()
+
+    async def close_worker(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        error = None if self._task.cancelled() else self._task.exception()
+        assert error is None, f"the worker died: {error!r}"
 
     async def ask(self, *turn: str, queue_updates: bool = False) -> "Answer":
         request, reader = self.make_request(*turn), self.make_reader()
@@ -222,7 +282,7 @@ async def test_a_worker_takes_no_more_than_its_slots(shop: Shop, settle: "Settle
         await shop.ask()
     await settle()
     assert len(shop.engine.jobs) == 2
-    assert shop.queue.depth("m") == 3
+    assert (await shop.queue.backlog("m")).waiting == 3
     shop.engine.say(shop.engine.jobs[1], STOP)
     await shop.engine.job(2)
     await settle()
@@ -406,7 +466,7 @@ async def test_a_cancel_while_the_first_events_are_written_reaches_the_engine(
         appending = asyncio.Event()
         go_on = asyncio.Event()
 
-        async def append(self, step: Sequence[Append]) -> Sequence[str]:
+        async def append(self, step: Sequence[Append]) -> Sequence[Append]:
             self.appending.set()
             await self.go_on.wait()
             return await super().append(step)
@@ -423,3 +483,316 @@ async def test_a_cancel_while_the_first_events_are_written_reaches_the_engine(
         assert shop.engine.cancelled == shop.engine.jobs
         shop.engine.say(shop.engine.jobs[0], CANCELLED)
     assert (await answer.response()).incomplete_reason == "cancelled"
+
+
+# ── a queue or a storage that is away ────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "FIRST_PAUSE_S", 0.002)
+
+
+@pytest.mark.usefixtures("hurry")
+async def test_while_the_queue_is_away_steps_wait_in_order(shop: Shop) -> None:
+    shop.open()
+    answers = [await shop.ask() for _ in range(2)]
+    jobs = [await shop.engine.job(n) for n in range(2)]
+    for word in ("a", "b", "c"):
+        shop.flaky.away["append"] = 3
+        shop.engine.step(*((job, TextDelta(word)) for job in jobs))
+        await asyncio.sleep(0)
+    shop.engine.step(*((job, STOP) for job in jobs))
+    assert [await answer.text() for answer in answers] == ["abc", "abc"]
+    assert shop.flaky.tried.count("append") > 3
+
+
+async def test_it_is_tried_less_and_less_often(
+    shop: Shop, settle: "Settle", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(worker_module, "LONGEST_PAUSE_S", 0.04)
+    shop.open()
+    answer = await shop.ask()
+    job = await shop.engine.job(0)
+    shop.flaky.away["append"] = 4
+    started = time.monotonic()
+    shop.engine.say(job, "x", STOP)
+    assert await answer.text() == "x"
+    assert time.monotonic() - started >= 0.01 + 0.02 + 0.04 + 0.04
+
+
+@pytest.mark.usefixtures("hurry")
+async def test_while_the_queue_is_away_what_was_claimed_begins_later(shop: Shop, settle: "Settle") -> None:
+    shop.flaky.away["append"] = 2
+    shop.open()
+    answer = await shop.ask()
+    await settle()
+    assert shop.engine.jobs == []
+    shop.engine.say(await shop.engine.job(0), "x", STOP)
+    assert await answer.text() == "x"
+
+
+@pytest.mark.usefixtures("hurry")
+async def test_while_the_storage_is_away_the_log_does_not_end(shop: Shop) -> None:
+    shop.open()
+    answer, other = await shop.ask(), await shop.ask()
+    jobs = [await shop.engine.job(n) for n in range(2)]
+    shop.history.away = 3
+    shop.engine.say(jobs[0], "x", STOP)
+    shop.engine.say(jobs[1], "others go on")
+    response = await answer.response()
+    assert shop.history.finished == [response]
+    shop.engine.say(jobs[1], STOP)
+    assert await other.text() == "others go on"
+
+
+@pytest.mark.usefixtures("hurry")
+async def test_a_retry_is_told_when_the_queue_is_back(shop: Shop) -> None:
+    shop.open()
+    answer = await shop.ask()
+    shop.flaky.away["retry"] = 3
+    hiccup = Finished(FinishReason.ERROR, error=Unavailable("out of memory for now"))
+    shop.engine.say(await shop.engine.job(0), "half ", hiccup)
+    shop.engine.say(await shop.engine.job(1), "whole", STOP)
+    assert await answer.text() == "half whole"
+    assert shop.flaky.tried.count("retry") == 4
+
+
+async def test_a_worker_that_waits_for_the_queue_ends_when_cancelled(shop: Shop, settle: "Settle") -> None:
+    shop.open()
+    await shop.ask()
+    job = await shop.engine.job(0)
+    shop.flaky.away["append"] = 10**6
+    shop.engine.say(job, "x")
+    await settle()
+    async with asyncio.timeout(1):
+        await shop.close()
+    assert shop.engine.stopped
+
+
+# ── deliveries that are lost ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("way", ["refused", "told"])
+async def test_what_is_lost_stops_and_nothing_more_is_written_or_stored(
+    shop: Shop, settle: "Settle", way: str
+) -> None:
+    shop.open(slots=2)
+    lost, kept = await shop.ask(), await shop.ask()
+    jobs = [await shop.engine.job(n) for n in range(2)]
+    shop.engine.step(*((job, TextDelta("a")) for job in jobs))
+    await settle()
+    assert shop.worker is not None
+    if way == "told":
+        shop.worker.lose(jobs[0].delivery)  # type: ignore[attr-defined]
+    shop.flaky.lost.add(lost.id)
+    shop.engine.step(*((job, TextDelta("b")) for job in jobs))
+    assert await shop.engine.cancellation() is jobs[0]
+    await settle()
+    appends = shop.flaky.tried.count("append")
+    shop.engine.say(jobs[0], "c")
+    await settle()
+    assert shop.flaky.tried.count("append") == appends
+    assert shop.worker.room == 0  # until the engine says that it stopped
+    shop.engine.say(jobs[0], CANCELLED)
+    await settle()
+    assert shop.worker.room == 1
+    assert shop.history.finished == []
+    shop.engine.say(jobs[1], STOP)
+    assert await kept.text() == "ab"
+    await settle()
+    assert shop.meter.ended == [("m", Status.COMPLETED)]
+    assert (await shop.queue.backlog("m")).running == 1, "its lease runs out elsewhere"
+
+
+async def test_an_end_that_is_refused_does_not_count(shop: Shop, settle: "Settle") -> None:
+    """Its result was stored, but a later attempt's counts."""
+    shop.open(slots=1)
+    lost = await shop.ask()
+    job = await shop.engine.job(0)
+    shop.flaky.lost.add(lost.id)
+    shop.engine.say(job, STOP)
+    await settle()
+    assert shop.meter.ended == []
+    other = await shop.ask()
+    shop.engine.say(await shop.engine.job(1), STOP)
+    await other.events()
+
+
+async def test_what_is_lost_before_it_begins_never_begins(shop: Shop, settle: "Settle") -> None:
+    shop.open(slots=1)
+    await settle()
+    shop.flaky.lost.add("resp_1")
+    lost, other = await shop.ask(), await shop.ask()
+    assert lost.id == "resp_1"
+    job = await shop.engine.job(0)
+    assert job.response_id == other.id
+    shop.engine.say(job, STOP)
+    await other.events()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_a_worker_may_run_two_attempts_until_the_first_is_lost(
+    shop: Shop, settle: "Settle", order: tuple[int, int]
+) -> None:
+    """It was silent for longer than its lease, and claimed again what it had."""
+    shop.open(slots=2)
+    answer = await shop.ask()
+    first = await shop.engine.job(0)
+    shop.engine.say(first, "a")
+    await settle()
+    # The queue takes it back without a word.
+    shop.queue._put_back(first.receipt)  # type: ignore[attr-defined]
+    second = await shop.engine.job(1)
+    assert second.response_id == first.response_id
+    assert second.emitted == "a"
+    jobs = [first, second]
+    shop.engine.step(*((jobs[n], TextDelta("b")) for n in order))
+    assert await shop.engine.cancellation() is first
+    shop.engine.step(*((jobs[n], TextDelta("c")) for n in order))
+    shop.engine.say(first, CANCELLED)
+    shop.engine.say(second, STOP)
+    assert await answer.text() == "abc"
+    assert shop.engine.cancelled == [first]
+    assert [response.attempt for response in shop.history.finished] == [2]
+    await settle()
+    assert shop.worker is not None
+    assert shop.worker.room == 2
+
+
+# ── room ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_results_that_are_being_stored_are_bounded(shop: Shop, settle: "Settle") -> None:
+    shop.open(slots=2)
+    answers = [await shop.ask() for _ in range(7)]
+    shop.history.go_on.clear()
+    for number in range(4):
+        shop.engine.say(await shop.engine.job(number), STOP)
+        await settle()
+    assert shop.worker is not None
+    assert shop.worker.room == 0
+    assert len(shop.engine.jobs) == 4  # twice its slots
+    assert await shop.waiting() == 3
+    shop.history.go_on.set()
+    for number in range(4, 7):
+        shop.engine.say(await shop.engine.job(number), STOP)
+    for answer in answers:
+        await answer.events()
+
+
+# ── draining ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_draining_finishes_what_runs_and_takes_nothing_new(shop: Shop, settle: "Settle") -> None:
+    shop.open(slots=2)
+    answer = await shop.ask()
+    job = await shop.engine.job(0)
+    assert shop.worker is not None
+    draining = asyncio.create_task(shop.worker.drain(5))
+    await settle()
+    await shop.ask()
+    shop.engine.say(job, "to the ")
+    await settle()
+    assert not draining.done()
+    shop.engine.say(job, "end", STOP)
+    assert await answer.text() == "to the end"
+    async with asyncio.timeout(1):
+        await draining
+    assert len(shop.engine.jobs) == 1
+    assert await shop.waiting() == 1
+    assert "release" not in shop.flaky.tried
+
+
+async def test_draining_gives_back_what_does_not_end_in_time(shop: Shop, settle: "Settle") -> None:
+    shop.open(slots=2)
+    answers = [await shop.ask() for _ in range(2)]
+    jobs = [await shop.engine.job(n) for n in range(2)]
+    shop.engine.step(*((job, TextDelta("half ")) for job in jobs))
+    assert shop.worker is not None
+    await shop.worker.drain(0.01)
+    assert shop.engine.cancelled == jobs
+    assert await shop.waiting() == 2
+    shop.engine.step(*((job, TextDelta("ghost")) for job in jobs))
+    shop.engine.step(*((job, CANCELLED) for job in jobs))
+    await settle()
+    assert shop.history.finished == []
+    first = shop.engine
+    await shop.close_worker()
+    shop.engine = FakeEngine()
+    shop.open(slots=2)
+    again = [await shop.engine.job(n) for n in range(2)]
+    assert first is not shop.engine
+    for job in again:
+        assert job.emitted == "half "
+        shop.engine.say(job, "whole", STOP)
+    assert [await answer.text() for answer in answers] == ["half whole"] * 2
+    assert [response.attempt for response in shop.history.finished] == [2, 2]
+
+
+async def test_draining_an_idle_worker_is_done_at_once(shop: Shop, settle: "Settle") -> None:
+    shop.open()
+    assert shop.worker is not None
+    await shop.worker.drain(5)  # while the model loads
+    await settle()
+    await shop.ask()
+    await settle()
+    assert shop.engine.jobs == []
+    assert await shop.waiting() == 1
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_draining_while_a_claim_is_in_flight_loses_nothing(
+    shop: Shop, settle: "Settle", in_time: bool
+) -> None:
+    """What was claimed already, but did not begin yet, ends or is given back."""
+    shop.open(slots=2)
+    shop.flaky.go_on.clear()
+    answer = await shop.ask()
+    await shop.flaky.at_append.wait()
+    assert shop.worker is not None
+    draining = asyncio.create_task(shop.worker.drain(5 if in_time else 0.01))
+    if in_time:
+        await settle()
+        shop.flaky.go_on.set()
+        shop.engine.say(await shop.engine.job(0), "x", STOP)
+        assert await answer.text() == "x"
+        await draining
+    else:
+        await draining
+        shop.flaky.go_on.set()
+        await settle()
+        assert shop.engine.jobs == []
+        assert await shop.waiting() == 1
+
+
+async def test_draining_at_any_moment_of_a_claim_loses_nothing(
+    make_request: "RequestFactory", make_reader: "MakeReader", meter: "FakeMeter", settle: "Settle"
+) -> None:
+    for ticks in range(12):
+        shop = Shop(meter, make_request, make_reader)
+        shop.open()
+        await settle()
+        await shop.ask()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        assert shop.worker is not None
+        await shop.worker.drain(0.0)
+        for job in shop.engine.jobs:
+            shop.engine.say(job, CANCELLED)
+        await settle()
+        assert await shop.waiting() == 1, ticks
+        assert shop.history.finished == []
+        await shop.close()
+
+
+async def test_draining_while_the_queue_is_away_ends_in_time(shop: Shop, settle: "Settle") -> None:
+    shop.open()
+    await shop.ask()
+    job = await shop.engine.job(0)
+    shop.flaky.away["append"] = shop.flaky.away["release"] = 10**6
+    shop.engine.say(job, "x")
+    assert shop.worker is not None
+    async with asyncio.timeout(1):
+        await shop.worker.drain(0.01)

@@ -21,12 +21,12 @@ from internal.biz.events import (
     TextDelta,
 )
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
-from internal.biz.models import Response, Status
-from internal.biz.ports import Queue
+from internal.biz.models import Backlog, Response, Status
+from internal.biz.ports import Append
 
 if TYPE_CHECKING:
     from test.conftest import Eventually, Reader, RequestFactory
-    from test.contract.conftest import Limits, OpenQueue, Settled
+    from test.contract.conftest import Limits, OpenQueue, Queue, Settled
 
     MakeReader = Callable[[], Reader]
 
@@ -34,15 +34,19 @@ STOP = Finished(FinishReason.STOP)
 
 
 class Consumer:
-    """A worker's ear. It has room for the one request that it claims."""
+    """A worker's ear. It has room for one request at first, and none behind it."""
 
-    room = 1
-
-    def __init__(self) -> None:
+    def __init__(self, room: int = 1) -> None:
+        self.slots = room
+        self.room = room
         self.revoked: list[str] = []
+        self.lost: list[str] = []
 
-    def revoke(self, response_id: str) -> None:
-        self.revoked.append(response_id)
+    def revoke(self, delivery: Delivery) -> None:
+        self.revoked.append(delivery.request.response_id)
+
+    def lose(self, delivery: Delivery) -> None:
+        self.lost.append(delivery.request.response_id)
 
 
 @dataclass(frozen=True)
@@ -62,21 +66,34 @@ def step(run: Transcript, *words: str, attempt: int = 0, number: int = 0) -> Ste
     return Step(run.response_id, run.attempt + attempt, run.receipt, run.number + number, events)
 
 
-async def claim(queue: Queue, consumer: Consumer | None = None, model: str = "m") -> Delivery:
+async def claim(queue: "Queue", consumer: Consumer | None = None, model: str = "m") -> Delivery:
+    """Claim one request."""
+    consumer = consumer or Consumer()
     async with asyncio.timeout(5):
-        return await queue.claim(model, consumer or Consumer())
+        (delivery,) = await queue.claim(model, consumer)
+    consumer.room -= 1
+    return delivery
 
 
-async def say(queue: Queue, *runs: Transcript) -> Sequence[str]:
+async def waiting(queue: "Queue", model: str = "m") -> int:
+    return (await queue.backlog(model)).waiting
+
+
+async def append(queue: "Queue", *step: Append) -> list[str]:
+    """Append one step; returns the ids of those that were refused."""
+    return [refused.response_id for refused in await queue.append(step)]
+
+
+async def say(queue: "Queue", *runs: Transcript) -> Sequence[str]:
     """Append what the runs have to say, in one step."""
-    refused = await queue.append(runs)
+    refused = await append(queue, *runs)
     for run in runs:
         run.number += len(run.events)
         run.events = ()
     return refused
 
 
-async def begin(queue: Queue, delivery: Delivery, *words: str) -> Transcript:
+async def begin(queue: "Queue", delivery: Delivery, *words: str) -> Transcript:
     run = Transcript(delivery)
     run.start()
     for word in words:
@@ -85,28 +102,27 @@ async def begin(queue: Queue, delivery: Delivery, *words: str) -> Transcript:
     return run
 
 
-async def finish(queue: Queue, delivery: Delivery, run: Transcript, end: Finished = STOP) -> Response:
+async def finish(queue: "Queue", delivery: Delivery, run: Transcript, end: Finished = STOP) -> Response:
     response = run.finish(end)
     assert not await say(queue, run)
-    await queue.ack(delivery)
     return response
 
 
-async def serve(queue: Queue, *words: str, consumer: Consumer | None = None) -> str:
+async def serve(queue: "Queue", *words: str, consumer: Consumer | None = None) -> str:
     """Claim one request and answer it; returns its id."""
     delivery = await claim(queue, consumer)
     await finish(queue, delivery, await begin(queue, delivery, *words))
     return delivery.request.response_id
 
 
-async def read_all(queue: Queue, response_id: str, reader: "Reader", after: int = -1) -> list[Event]:
+async def read_all(queue: "Queue", response_id: str, reader: "Reader", after: int = -1) -> list[Event]:
     cursor = await queue.follow(response_id, after, reader)
     events = await reader.read(cursor)
     cursor.close()
     return events
 
 
-async def followed(queue: Queue, response_id: str, make_reader: "MakeReader") -> list[Event]:
+async def followed(queue: "Queue", response_id: str, make_reader: "MakeReader") -> list[Event]:
     """What a log holds by now, for a response that still runs."""
     cursor = await queue.follow(response_id, -1, make_reader())
     events = cursor.take(10_000, 1 << 30)
@@ -126,8 +142,9 @@ def last_response(events: Sequence[Event]) -> Response:
 # ── the path of a request ────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.cluster
 async def test_what_a_worker_appends_reaches_a_follower(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     request, reader = make_request(), make_reader()
     await queue.publish(request)
@@ -145,7 +162,7 @@ async def test_what_a_worker_appends_reaches_a_follower(
 
 
 async def test_the_log_opens_with_queued_before_anybody_claims(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     request = make_request()
     await queue.publish(request)
@@ -156,7 +173,7 @@ async def test_the_log_opens_with_queued_before_anybody_claims(
     assert event.position == 0
 
 
-async def test_a_claim_waits_for_a_request(queue: Queue, make_request: "RequestFactory") -> None:
+async def test_a_claim_waits_for_a_request(queue: "Queue", make_request: "RequestFactory") -> None:
     claiming = asyncio.create_task(claim(queue))
     await asyncio.sleep(0)
     request = make_request()
@@ -164,23 +181,27 @@ async def test_a_claim_waits_for_a_request(queue: Queue, make_request: "RequestF
     assert (await claiming).request == request
 
 
-async def test_a_claim_takes_requests_of_its_model_only(queue: Queue, make_request: "RequestFactory") -> None:
+async def test_a_claim_takes_requests_of_its_model_only(
+    queue: "Queue", make_request: "RequestFactory"
+) -> None:
     await queue.publish(make_request(model="other"))
     mine = make_request(model="m")
     await queue.publish(mine)
     assert (await claim(queue, model="m")).request == mine
-    assert queue.depth("m") == 0
-    assert queue.depth("other") == 1
+    assert await waiting(queue) == 0
+    assert await waiting(queue, "other") == 1
 
 
-async def test_a_delivery_hands_over_what_the_log_holds(queue: Queue, make_request: "RequestFactory") -> None:
+async def test_a_delivery_hands_over_what_the_log_holds(
+    queue: "Queue", make_request: "RequestFactory"
+) -> None:
     await queue.publish(make_request())
     delivery = await claim(queue)
     assert [type(event) for event in delivery.emitted] == [ResponseQueued]
 
 
 async def test_the_requests_of_one_user_are_claimed_in_order(
-    queue: Queue, make_request: "RequestFactory"
+    queue: "Queue", make_request: "RequestFactory"
 ) -> None:
     requests = [make_request() for _ in range(10)]
     for request in requests:
@@ -189,7 +210,7 @@ async def test_the_requests_of_one_user_are_claimed_in_order(
 
 
 async def test_a_hundred_requests_delay_another_user_by_one_turn(
-    queue: Queue, make_request: "RequestFactory"
+    queue: "Queue", make_request: "RequestFactory"
 ) -> None:
     for _ in range(100):
         await queue.publish(make_request(user="greedy"))
@@ -199,7 +220,8 @@ async def test_a_hundred_requests_delay_another_user_by_one_turn(
     assert mine in claimed
 
 
-async def test_users_take_turns(queue: Queue, make_request: "RequestFactory") -> None:
+@pytest.mark.cluster
+async def test_users_take_turns(queue: "Queue", make_request: "RequestFactory") -> None:
     for user in ("ada", "ada", "ada", "bob", "bob", "eve"):
         await queue.publish(make_request(user=user))
     claimed = [(await claim(queue)).request.user for _ in range(6)]
@@ -208,7 +230,7 @@ async def test_users_take_turns(queue: Queue, make_request: "RequestFactory") ->
 
 
 async def test_queued_tells_how_many_go_first(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     positions = []
     for _ in range(4):
@@ -221,7 +243,7 @@ async def test_queued_tells_how_many_go_first(
 
 
 async def test_queued_counts_the_turns_of_others(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     for _ in range(3):
         await queue.publish(make_request(user="greedy"))
@@ -232,7 +254,7 @@ async def test_queued_counts_the_turns_of_others(
     assert event.position == 1
 
 
-async def positions(queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader") -> list[int]:
+async def positions(queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader") -> list[int]:
     """What four requests that come at once are told."""
     requests = [make_request() for _ in range(4)]
     for request in requests:
@@ -246,39 +268,120 @@ async def positions(queue: Queue, make_request: "RequestFactory", make_reader: "
 
 
 async def test_who_finds_room_at_a_worker_does_not_stand_in_anybodys_way(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
-    consumer = Consumer()
-    consumer.room = 2
-    claiming = asyncio.create_task(claim(queue, consumer))
-    await asyncio.sleep(0)
+    await queue.publish(make_request())
+    await claim(queue, Consumer(room=3))  # and it will be back for two more
     assert await positions(queue, make_request, make_reader) == [0, 0, 0, 1]
-    await claiming
 
 
-async def test_room_that_a_worker_gets_while_it_waits_counts(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+async def test_a_claim_takes_as_many_as_the_worker_has_room_for(
+    queue: "Queue", make_request: "RequestFactory"
 ) -> None:
-    consumer = Consumer()
-    claiming = asyncio.create_task(claim(queue, consumer))
-    await asyncio.sleep(0)
-    consumer.room = 2  # a response of its ended
-    assert await positions(queue, make_request, make_reader) == [0, 0, 0, 1]
-    await claiming
+    requests = [make_request() for _ in range(5)]
+    for request in requests:
+        await queue.publish(request)
+    three = await queue.claim("m", Consumer(room=3))
+    assert [delivery.request for delivery in three] == requests[:3]
+    rest = await queue.claim("m", Consumer(room=100))
+    assert [delivery.request for delivery in rest] == requests[3:]
 
 
-async def test_depth_counts_who_waits(queue: Queue, make_request: "RequestFactory") -> None:
+@pytest.mark.cluster
+async def test_the_backlog_counts_who_waits_and_who_runs(
+    queue: "Queue", make_request: "RequestFactory"
+) -> None:
     requests = [make_request(user=user) for user in ("ada", "bob", "bob")]
     for request in requests:
         await queue.publish(request)
-    assert queue.depth("m") == 3
-    await claim(queue)
-    assert queue.depth("m") == 2
-    assert queue.depth("nothing") == 0
+    assert await waiting(queue) == 3
+    delivery = await claim(queue)
+    backlog = await queue.backlog("m")
+    assert (backlog.waiting, backlog.running) == (2, 1)
+    assert 0 <= backlog.oldest_s < 60
+    await finish(queue, delivery, await begin(queue, delivery))
+    assert (await queue.backlog("m")).running == 0
+    assert await queue.backlog("nothing") == Backlog()
+
+
+@pytest.mark.cluster
+async def test_a_worker_counts_from_its_first_claim_until_it_gives_one_up(
+    queue: "Queue", make_request: "RequestFactory", eventually: "Eventually"
+) -> None:
+    assert await queue.workers() == []
+    consumer = Consumer(room=3)
+    await queue.publish(make_request())
+    await claim(queue, consumer)
+    (worker,) = await queue.workers()
+    assert (worker.model, worker.slots) == ("m", 3)
+    claiming = asyncio.create_task(claim(queue, consumer))
+    await asyncio.sleep(0)
+    claiming.cancel()
+    await asyncio.gather(claiming, return_exceptions=True)
+
+    async def gone() -> bool:
+        return await queue.workers() == []
+
+    await eventually(gone)
+
+
+async def test_a_worker_that_has_left_does_not_count_and_finishes_what_it_has(
+    queue: "Queue", make_request: "RequestFactory", eventually: "Eventually", make_reader: "MakeReader"
+) -> None:
+    consumer = Consumer(room=3)
+    await queue.publish(make_request())
+    delivery = await claim(queue, consumer)
+    queue.leave("m", consumer)
+    queue.leave("m", consumer)  # twice is harmless
+
+    async def gone() -> bool:
+        return await queue.workers() == []
+
+    await eventually(gone)
+    await finish(queue, delivery, await begin(queue, delivery, "to the end"))
+    events = await read_all(queue, delivery.request.response_id, make_reader())
+    assert spoken(events) == "to the end"
+
+
+async def test_queued_tells_how_many_workers_there_are(
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    counts = []
+    for _ in range(2):
+        request = make_request()
+        await queue.publish(request)
+        (event,) = await followed(queue, request.response_id, make_reader)
+        assert isinstance(event, ResponseQueued)
+        counts.append(event.workers)
+        await claim(queue)
+    assert counts == [0, 1]
+
+
+@pytest.mark.cluster
+async def test_what_is_released_is_claimed_again_and_did_not_count(
+    open_queue: "OpenQueue", limits: "type[Limits]", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    queue = await open_queue(limits(max_attempts=1))
+    await queue.publish(make_request())
+    await queue.publish(make_request())
+    first = await claim(queue)
+    old = await begin(queue, first, "half ")
+    await queue.release(first)
+    second = await claim(queue)
+    assert second.request == first.request  # it goes before its user's later ones
+    assert second.attempt > first.attempt
+    old.add(TextDelta("ghost"))
+    assert await append(queue, old) == [old.response_id]
+    await queue.release(first)  # too late: it is not theirs any more
+    run = Transcript(second)
+    run.add(TextDelta("whole"))
+    response = await finish(queue, second, run)
+    assert response.text == "half whole"
+    assert spoken(await read_all(queue, run.response_id, make_reader())) == "half whole"
 
 
 async def test_many_requests_find_many_workers(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     requests = [make_request(str(i), user=f"user {i % 7}") for i in range(60)]
 
@@ -304,14 +407,14 @@ async def test_many_requests_find_many_workers(
 
 @pytest.mark.parametrize(("attempt", "number"), [(1, 0), (-1, 0), (0, 1), (0, -1), (0, -3), (0, 100), (1, 1)])
 async def test_an_append_that_is_not_the_next_one_is_refused_and_changes_nothing(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader", attempt: int, number: int
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader", attempt: int, number: int
 ) -> None:
     await queue.publish(make_request())
     delivery = await claim(queue)
     response_id = delivery.request.response_id
     run = await begin(queue, delivery, "one")
     before = await followed(queue, response_id, make_reader)
-    assert await queue.append([step(run, "wrong", attempt=attempt, number=number)]) == [response_id]
+    assert await append(queue, step(run, "wrong", attempt=attempt, number=number)) == [response_id]
     assert await followed(queue, response_id, make_reader) == before
     run.add(TextDelta(" two"))
     assert await say(queue, run) == []
@@ -319,30 +422,30 @@ async def test_an_append_that_is_not_the_next_one_is_refused_and_changes_nothing
 
 
 async def test_an_append_twice_is_written_once(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     delivery = await claim(queue)
     run = await begin(queue, delivery)
     once = step(run, "once")
-    assert await queue.append([once]) == []
-    assert await queue.append([once]) == [run.response_id]
+    assert await append(queue, once) == []
+    assert await append(queue, once) == [run.response_id]
     assert spoken(await followed(queue, run.response_id, make_reader)) == "once"
 
 
 async def test_an_append_behind_the_end_is_refused(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     delivery = await claim(queue)
     run = await begin(queue, delivery, "all")
     await finish(queue, delivery, run)
-    assert await queue.append([step(run, "late")]) == [run.response_id]
+    assert await append(queue, step(run, "late")) == [run.response_id]
     assert spoken(await read_all(queue, run.response_id, make_reader())) == "all"
 
 
 async def test_a_refused_append_leaves_the_others_of_its_step_alone(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     for _ in range(3):
         await queue.publish(make_request())
@@ -350,13 +453,14 @@ async def test_a_refused_append_leaves_the_others_of_its_step_alone(
     for run in runs:
         run.add(TextDelta("word"))
     wrong = step(runs[1], "word", number=1)
-    assert await queue.append([runs[0], wrong, runs[2]]) == [wrong.response_id]
+    assert await append(queue, runs[0], wrong, runs[2]) == [wrong.response_id]
     texts = [spoken(await followed(queue, run.response_id, make_reader)) for run in runs]
     assert texts == ["word", "", "word"]
 
 
+@pytest.mark.cluster
 async def test_one_step_writes_to_many_logs(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     for _ in range(20):
         await queue.publish(make_request())
@@ -373,8 +477,9 @@ async def test_one_step_writes_to_many_logs(
 # ── retries ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.cluster
 async def test_a_retry_raises_the_attempt_and_hands_over_what_was_said(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     first = await claim(queue)
@@ -396,7 +501,7 @@ async def test_a_retry_raises_the_attempt_and_hands_over_what_was_said(
 
 
 async def test_a_worker_whose_attempt_is_over_cannot_write(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     first = await claim(queue)
@@ -404,25 +509,25 @@ async def test_a_worker_whose_attempt_is_over_cannot_write(
     await queue.retry(first, "gone")
     new = Transcript(await claim(queue))
     old.add(TextDelta("ghost"))
-    assert await queue.append([old]) == [old.response_id]
-    await queue.ack(first)
+    assert await append(queue, old) == [old.response_id]
     new.add(TextDelta("b"))
     assert await say(queue, new) == []
     assert spoken(await followed(queue, new.response_id, make_reader)) == "ab"
 
 
 async def test_a_retry_of_an_attempt_that_is_over_is_ignored(
-    queue: Queue, make_request: "RequestFactory"
+    queue: "Queue", make_request: "RequestFactory"
 ) -> None:
     await queue.publish(make_request())
     first = await claim(queue)
     await queue.retry(first, "gone")
     second = await claim(queue)
     await queue.retry(first, "gone again")
-    assert queue.depth("m") == 0
+    assert await waiting(queue) == 0
     await finish(queue, second, await begin(queue, second))
 
 
+@pytest.mark.cluster
 async def test_after_the_last_attempt_the_log_ends_with_failed(
     open_queue: "OpenQueue",
     limits: "type[Limits]",
@@ -445,8 +550,8 @@ async def test_after_the_last_attempt_the_log_ends_with_failed(
     assert response.failure is not None
     assert response.failure.code == "max_attempts_exceeded"
     assert settled.responses == [response]
-    assert queue.depth("m") == 0
-    assert await queue.append([step(run, "late")]) == [request.response_id]
+    assert await waiting(queue) == 0
+    assert await append(queue, step(run, "late")) == [request.response_id]
 
 
 async def test_a_response_that_fails_keeps_what_it_said(
@@ -465,8 +570,9 @@ async def test_a_response_that_fails_keeps_what_it_said(
 # ── cancelling ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.cluster
 async def test_a_waiting_response_that_is_cancelled_ends_and_is_never_claimed(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader", settled: "Settled"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader", settled: "Settled"
 ) -> None:
     first, second, reader = make_request(), make_request(), make_reader()
     await queue.publish(first)
@@ -477,12 +583,13 @@ async def test_a_waiting_response_that_is_cancelled_ends_and_is_never_claimed(
     assert isinstance(events[-1], ResponseIncomplete)
     assert last_response(events).incomplete_reason == "cancelled"
     assert settled.responses == [last_response(events)]
-    assert queue.depth("m") == 1
+    assert await waiting(queue) == 1
     assert (await claim(queue)).request == second
 
 
+@pytest.mark.cluster
 async def test_a_running_response_that_is_cancelled_is_revoked(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     await queue.publish(make_request())
@@ -500,7 +607,7 @@ async def test_a_running_response_that_is_cancelled_is_revoked(
 
 
 async def test_cancelling_an_ended_response_is_harmless(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     consumer = Consumer()
     await queue.publish(make_request())
@@ -513,7 +620,7 @@ async def test_cancelling_an_ended_response_is_harmless(
 
 
 async def test_cancelling_twice_ends_once(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader", settled: "Settled"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader", settled: "Settled"
 ) -> None:
     request = make_request()
     await queue.publish(request)
@@ -523,14 +630,14 @@ async def test_cancelling_twice_ends_once(
     assert len(settled.responses) == 1
 
 
-async def test_cancelling_an_unknown_response_is_an_error(queue: Queue) -> None:
+async def test_cancelling_an_unknown_response_is_an_error(queue: "Queue") -> None:
     with pytest.raises(NotFound) as error:
         await queue.cancel("resp_unknown")
     assert error.value.code == "response_not_found"
 
 
 async def test_a_response_cancelled_between_two_attempts_keeps_what_it_said(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader", settled: "Settled"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader", settled: "Settled"
 ) -> None:
     await queue.publish(make_request())
     delivery = await claim(queue)
@@ -549,7 +656,7 @@ async def test_a_response_cancelled_between_two_attempts_keeps_what_it_said(
     assert settled.responses == [response]
 
 
-async def test_cancelling_a_claim_loses_nothing(queue: Queue, make_request: "RequestFactory") -> None:
+async def test_cancelling_a_claim_loses_nothing(queue: "Queue", make_request: "RequestFactory") -> None:
     claiming = asyncio.create_task(claim(queue))
     await asyncio.sleep(0)
     claiming.cancel()
@@ -560,7 +667,7 @@ async def test_cancelling_a_claim_loses_nothing(queue: Queue, make_request: "Req
 
 
 async def test_a_claim_cancelled_just_when_a_request_arrives_passes_it_on(
-    queue: Queue, make_request: "RequestFactory"
+    queue: "Queue", make_request: "RequestFactory"
 ) -> None:
     claims = [asyncio.create_task(claim(queue)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -575,10 +682,10 @@ async def test_a_claim_cancelled_just_when_a_request_arrives_passes_it_on(
 
 
 async def test_a_claim_that_was_given_up_does_not_count_as_a_free_worker(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
-    busy = await claim(queue)
+    await claim(queue)
     claiming = asyncio.create_task(claim(queue))
     await asyncio.sleep(0)
     claiming.cancel()
@@ -593,7 +700,6 @@ async def test_a_claim_that_was_given_up_does_not_count_as_a_free_worker(
         if isinstance(event, ResponseQueued)
     ]
     assert positions == [0, 1]
-    await queue.ack(busy)
 
 
 # ── limits ───────────────────────────────────────────────────────────────────────────────────────
@@ -615,18 +721,19 @@ async def test_a_full_queue_refuses_with_a_retryable_error(
     # What runs does not count.
     await claim(queue)
     await queue.publish(refused)
-    assert queue.depth("m") == 2
+    assert await waiting(queue) == 2
 
 
 async def test_no_limit_of_pending_requests_lets_all_in(
     open_queue: "OpenQueue", limits: "type[Limits]", make_request: "RequestFactory"
 ) -> None:
     queue = await open_queue(limits(max_pending=0))
-    for _ in range(1500):
-        await queue.publish(make_request())
-    assert queue.depth("m") == 1500
+    for _ in range(15):
+        await asyncio.gather(*(queue.publish(make_request()) for _ in range(100)))
+    assert await waiting(queue) == 1500
 
 
+@pytest.mark.cluster
 async def test_a_request_that_waited_too_long_fails(
     open_queue: "OpenQueue",
     limits: "type[Limits]",
@@ -644,19 +751,18 @@ async def test_a_request_that_waited_too_long_fails(
     assert response.failure is not None
     assert response.failure.code == "request_expired"
     assert settled.responses == [response]
-    assert queue.depth("m") == 1
+    assert await waiting(queue) == 1
     assert (await claim(queue)).request == fresh
 
 
 async def test_a_request_that_was_given_back_too_late_fails_behind_newer_ones(
     open_queue: "OpenQueue", limits: "type[Limits]", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
-    queue = await open_queue(limits(max_age_s=60.0))
-    claiming = asyncio.create_task(claim(queue))
-    await asyncio.sleep(0)
-    old, reader = make_request(created_at=time.time() - 61), make_reader()
+    queue = await open_queue(limits(max_age_s=0.5))
+    old, reader = make_request(), make_reader()
     await queue.publish(old)
-    delivery = await claiming
+    delivery = await claim(queue)
+    await asyncio.sleep(0.5 - (time.time() - old.created_at))
     newer = make_request()
     await queue.publish(newer)
     cursor = await queue.follow(old.response_id, -1, reader)
@@ -763,7 +869,7 @@ async def test_a_running_response_is_not_forgotten(
 
 @pytest.mark.parametrize("after", [-1, 0, 3, 5])
 async def test_a_follower_gets_exactly_what_is_behind_its_cursor(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader", after: int
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader", after: int
 ) -> None:
     await queue.publish(make_request())
     delivery = await claim(queue)
@@ -778,7 +884,7 @@ async def test_a_follower_gets_exactly_what_is_behind_its_cursor(
 
 
 async def test_a_late_follower_gets_all(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     response_id = await serve(queue, "every ", "word")
@@ -789,7 +895,7 @@ async def test_a_late_follower_gets_all(
 
 
 async def test_following_behind_the_last_event_waits_for_the_next(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     delivery = await claim(queue)
@@ -804,7 +910,7 @@ async def test_following_behind_the_last_event_waits_for_the_next(
 
 
 async def test_following_behind_the_end_of_an_ended_log_has_nothing_to_read(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     response_id = await serve(queue, "x")
@@ -816,17 +922,21 @@ async def test_following_behind_the_end_of_an_ended_log_has_nothing_to_read(
 
 @pytest.mark.parametrize("beyond", [1, 2, 1000, 2**53])
 async def test_following_from_past_the_end_is_an_error(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader", beyond: int
+    queue: "Queue",
+    make_request: "RequestFactory",
+    make_reader: "MakeReader",
+    eventually: "Eventually",
+    beyond: int,
 ) -> None:
     request = make_request()
     await queue.publish(request)
     with pytest.raises(InvalidRequest) as error:
         await queue.follow(request.response_id, beyond, make_reader())
     assert error.value.param == "starting_after"
-    assert await queue.followers(request.response_id) == 0
+    await followers_become(0, queue, request.response_id, eventually)
 
 
-async def test_following_an_unknown_response_is_an_error(queue: Queue, make_reader: "MakeReader") -> None:
+async def test_following_an_unknown_response_is_an_error(queue: "Queue", make_reader: "MakeReader") -> None:
     with pytest.raises(NotFound) as error:
         await queue.follow("resp_unknown", -1, make_reader())
     assert error.value.code == "response_not_found"
@@ -834,7 +944,7 @@ async def test_following_an_unknown_response_is_an_error(queue: Queue, make_read
 
 
 async def test_two_followers_read_the_same_log_at_their_own_pace(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     request, fast, slow = make_request(), make_reader(), make_reader()
     await queue.publish(request)
@@ -850,7 +960,7 @@ async def test_two_followers_read_the_same_log_at_their_own_pace(
 
 
 async def test_who_has_left_is_not_woken(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     request, reader = make_request(), make_reader()
     await queue.publish(request)
@@ -861,13 +971,23 @@ async def test_who_has_left_is_not_woken(
     assert reader.wakes == wakes
 
 
+async def followers_become(count: int, queue: "Queue", response_id: str, eventually: "Eventually") -> None:
+    """A process that has just published a request counts for a moment: it is about to follow."""
+
+    async def so_many() -> bool:
+        return await queue.followers(response_id) == count
+
+    await eventually(so_many)
+
+
+@pytest.mark.cluster
 async def test_followers_are_counted_while_the_response_runs(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader", eventually: "Eventually"
 ) -> None:
     request = make_request()
     await queue.publish(request)
     name = request.response_id
-    assert await queue.followers(name) == 0
+    await followers_become(0, queue, name, eventually)
     cursors = [await queue.follow(name, -1, make_reader()) for _ in range(2)]
     assert await queue.followers(name) == 2
     cursors.pop().close()
@@ -880,8 +1000,9 @@ async def test_followers_are_counted_while_the_response_runs(
 # ── places in the queue ──────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.cluster
 async def test_who_asked_is_told_when_its_place_changes(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     requests = [make_request() for _ in range(4)]
     for request in requests:
@@ -899,7 +1020,7 @@ async def test_who_asked_is_told_when_its_place_changes(
 
 
 async def test_a_cancelled_request_moves_the_others_up(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     requests = [make_request() for _ in range(3)]
     for request in requests:
@@ -911,8 +1032,9 @@ async def test_a_cancelled_request_moves_the_others_up(
         await asks.news()
 
 
+@pytest.mark.cluster
 async def test_an_announcement_reaches_only_who_asked_and_leaves_the_log_alone(
-    queue: Queue, make_request: "RequestFactory", make_reader: "MakeReader"
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:
     await queue.publish(make_request())
     await queue.publish(make_request())
@@ -924,7 +1046,7 @@ async def test_an_announcement_reaches_only_who_asked_and_leaves_the_log_alone(
     await queue.follow(other.request.response_id, -1, elsewhere, queue_updates=True)
     before = await followed(queue, name, make_reader)
     update = QueueUpdate(0, prefilled=64, prompt_tokens=300)
-    queue.announce(name, update)
+    queue.announce(delivery, update)
     while update not in asks.updates:
         await asks.news()
     assert rests.updates == []
@@ -932,5 +1054,8 @@ async def test_an_announcement_reaches_only_who_asked_and_leaves_the_log_alone(
     assert await followed(queue, name, make_reader) == before
 
 
-async def test_announcing_for_an_unknown_response_is_harmless(queue: Queue) -> None:
-    queue.announce("resp_unknown", QueueUpdate(1))
+async def test_announcing_behind_the_end_is_harmless(queue: "Queue", make_request: "RequestFactory") -> None:
+    await queue.publish(make_request())
+    delivery = await claim(queue)
+    await finish(queue, delivery, await begin(queue, delivery))
+    queue.announce(delivery, QueueUpdate(1))

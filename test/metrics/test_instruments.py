@@ -79,12 +79,16 @@ def test_responses_by_model_and_status() -> None:
     assert found["sluice_time_to_first_token_seconds_count", (("model", "m"),)] == 1
 
 
-def test_the_queue_is_asked_when_it_is_scraped() -> None:
-    instruments, waiting = Instruments(), [3]
-    instruments.watch_queue("m", lambda: waiting[0])
-    assert samples(instruments)["sluice_queue_depth", (("model", "m"),)] == 3
-    waiting[0] = 0
-    assert samples(instruments)["sluice_queue_depth", (("model", "m"),)] == 0
+def test_the_queue_is_shown_as_it_was_last_told_and_apart_from_the_rest() -> None:
+    instruments = Instruments()
+    instruments.queue.set("m", waiting=3, running=2, oldest_s=1.5, workers=1)
+    text = instruments.queue.scrape().decode()
+    for line in ("depth", "running", "age_seconds"):
+        assert f'sluice_queue_{line}{{model="m"}} ' in text
+    assert 'sluice_workers{model="m"} 1.0' in text
+    instruments.queue.set("m", waiting=0, running=0, oldest_s=0.0, workers=1)
+    assert 'sluice_queue_depth{model="m"} 0.0' in instruments.queue.scrape().decode()
+    assert b"sluice_queue" not in instruments.scrape()
 
 
 def test_gaps_between_tokens_are_weighed() -> None:

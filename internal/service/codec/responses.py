@@ -328,12 +328,11 @@ def _fields(log: ResponseLog, number: int, event: Event) -> dict[str, Any]:
             fields = {"type": f"response.{_PART[kind]}.delta", "delta": str(event)}
             place = _place(response_id, kind, log.output_index(number))
             return {**fields, **place, **_logprobs(kind)}
-        case ResponseQueued(response, position):
-            return {
-                "type": "response.queued",
-                "response": response_object(response),
-                "queue": {"position": position},
-            }
+        case ResponseQueued(response, position, workers):
+            queue: dict[str, Any] = {"position": position}
+            if not workers:
+                queue["message"] = f"no worker for {response.model} is running; the request waits for one"
+            return {"type": "response.queued", "response": response_object(response), "queue": queue}
         case ItemAdded(kind, index):
             item = _item(response_id, index, OutputItem(kind, "", Status.IN_PROGRESS))
             return {"type": "response.output_item.added", "output_index": index, "item": item}

@@ -1,0 +1,29 @@
+"""What a process without users answers: that it lives, that it is ready, and its metrics."""
+
+import orjson
+from aiohttp import web
+
+from internal.metrics.instruments import Instruments
+from internal.server.readiness import Readiness
+
+
+def build(readiness: Readiness, instruments: Instruments, models: list[str]) -> web.Application:
+    """An application with `/livez`, `/readyz` and `/metrics`."""
+
+    async def livez(request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(request: web.Request) -> web.Response:
+        body = orjson.dumps(readiness.report(models, {}))
+        status = 200 if readiness.ready else 503
+        return web.Response(body=body, status=status, content_type="application/json")
+
+    async def metrics(request: web.Request) -> web.Response:
+        content_type = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=instruments.scrape(), headers=content_type)
+
+    app = web.Application()
+    app.router.add_get("/livez", livez)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    return app

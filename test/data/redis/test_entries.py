@@ -1,0 +1,160 @@
+"""What is written is what is read: requests, and logs of every shape."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from internal.biz.errors import GenerationFailed, InvalidRequest
+from internal.biz.events import ReasoningDelta, TextDelta
+from internal.biz.generation import Finished, FinishReason
+from internal.biz.models import Message, Request, Role, Settings, Truncation, Usage
+from internal.data.redis.entries import (
+    END,
+    Decoder,
+    decode_log,
+    dump_messages,
+    dump_request,
+    encode,
+    head_of,
+    load_messages,
+    load_request,
+    parse,
+)
+
+if TYPE_CHECKING:
+    from test.data.redis.conftest import Log
+
+    WriteLog = Callable[..., Log]
+
+tokens = st.integers(0, 2**53)
+messages = st.lists(st.builds(Message, st.sampled_from(Role), st.text())).map(tuple)
+requests = st.builds(
+    Request,
+    response_id=st.text(min_size=1),
+    model=st.text(),
+    user=st.text(),
+    created_at=st.floats(0, 1e11),
+    messages=messages,
+    settings=st.builds(
+        Settings,
+        instructions=st.none() | st.text(),
+        previous_response_id=st.none() | st.text(),
+        max_output_tokens=st.none() | st.integers(1, 2**53),
+        temperature=st.none() | st.floats(0, 2),
+        top_p=st.none() | st.floats(0, 1),
+        truncation=st.sampled_from(Truncation),
+        store=st.booleans(),
+        metadata=st.dictionaries(st.text(), st.text()),
+    ),
+)
+sayings = st.builds(TextDelta, st.text()) | st.builds(ReasoningDelta, st.text())
+attempts = st.lists(st.lists(sayings), min_size=1, max_size=3)
+ends = st.builds(
+    Finished,
+    st.sampled_from(FinishReason),
+    st.builds(Usage, tokens, tokens, tokens, tokens),
+    st.none() | st.builds(lambda message: GenerationFailed(message, code="x"), st.text()),
+)
+
+
+@given(requests)
+def test_a_request_is_read_as_it_was_written(request: Request) -> None:
+    assert load_request(dump_request(request)) == request
+
+
+@given(messages)
+def test_messages_are_read_as_they_were_written(said: tuple[Message, ...]) -> None:
+    assert load_messages(dump_messages(said)) == said
+
+
+@given(requests)
+def test_followers_need_no_messages(request: Request) -> None:
+    head = load_request(dump_request(head_of(request)))
+    assert head.messages == ()
+    assert (head.response_id, head.model, head.user) == (request.response_id, request.model, request.user)
+    assert (head.created_at, head.settings) == (request.created_at, request.settings)
+
+
+@given(request=requests, attempts=attempts, end=st.none() | ends, position=st.integers(0, 10**6))
+def test_a_log_is_read_as_it_was_written(
+    write_log: "WriteLog", request: Request, attempts: Any, end: Finished | None, position: int
+) -> None:
+    log = write_log(request, attempts, end, position=position)
+    read = decode_log(log.head, log.entries)
+    assert list(read) == log.events
+    # The classes of deltas are those of strings, and equal to them.
+    assert [type(event) for event in read] == [type(event) for event in log.events]
+
+
+@given(attempts=attempts, end=ends, cuts=st.lists(st.integers(0, 40)))
+def test_a_log_may_be_read_in_any_pieces(
+    write_log: "WriteLog", attempts: Any, end: Finished, cuts: list[int]
+) -> None:
+    log = write_log(Request("resp_1", "m", "ada", 0.0, (), Settings()), attempts, end)
+    decoder, read, at = Decoder(log.head), list[Any](), 0
+    for cut in [*sorted(cuts), len(log.entries)]:
+        read += decoder.decode(parse(log.entries[at:cut]))
+        at = max(at, cut)
+    assert read == log.events
+
+
+@given(attempts=attempts, end=ends)
+def test_only_the_end_begins_as_an_end_does(write_log: "WriteLog", attempts: Any, end: Finished) -> None:
+    log = write_log(Request("resp_1", "m", "ada", 0.0, (), Settings()), attempts, end)
+    assert [entry.startswith(END) for entry in log.entries] == [False] * (len(log.entries) - 1) + [True]
+
+
+def test_a_token_costs_few_bytes() -> None:
+    assert encode(TextDelta("Hello")) == b'"Hello"'
+
+
+@given(text=st.text(min_size=1))
+def test_a_text_cannot_pass_for_anything_else(text: str) -> None:
+    for shape in (text, f'["end",{text}]', '"', "\\", "\n", "\x00", '["created"]'):
+        entry = encode(TextDelta(shape))
+        assert not entry.startswith(b"[")
+        assert parse([entry, entry]) == [shape, shape]
+
+
+VALID = orjson.loads(
+    dump_request(Request("resp_1", "m", "ada", 1.0, (Message(Role.USER, "hi"),), Settings()))
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff\xfe",
+        orjson.dumps({**VALID, "messages": "hi"}),
+        orjson.dumps({**VALID, "messages": [{"role": "king", "content": "hi"}]}),
+        orjson.dumps({**VALID, "created_at": "yesterday"}),
+        orjson.dumps({key: value for key, value in VALID.items() if key != "settings"}),
+    ],
+)
+def test_what_is_no_request_is_told_so_without_its_words(data: bytes) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        load_request(data)
+    assert error.value.code == "request_undecodable"
+    assert "king" not in error.value.message
+
+
+@given(st.binary())
+def test_no_bytes_raise_anything_else(data: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        load_request(data)
+
+
+@pytest.mark.parametrize(
+    "entry", [b"1", b"null", b"{}", b"[]", b'["future"]', b'["item"]', b'["item","song"]', b'["end",{}]']
+)
+def test_an_entry_of_another_version_is_an_error(entry: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode_log(Request("resp_1", "m", "ada", 0.0, (), Settings()), [b'["created"]', entry])
