@@ -262,12 +262,12 @@ async def test_a_cut_connection_has_no_close_code(serve: Serve) -> None:
 
 
 async def test_silence_is_a_timeout(serve: Serve) -> None:
-    assert await failures_of_text(serve, sends(), "-timeout", "20ms") == {client.NO_ANSWER: 1}
+    assert await failures_of_text(serve, sends(), "-timeout", "500ms") == {client.NO_ANSWER: 1}
 
 
 async def test_an_answer_that_stops_short_is_a_timeout_of_its_own(serve: Serve) -> None:
     short = sends(*chunks(1, 2, 3))
-    assert await failures_of_text(serve, short, "-timeout", "20ms") == {client.STOPPED_SHORT: 1}
+    assert await failures_of_text(serve, short, "-timeout", "500ms") == {client.STOPPED_SHORT: 1}
 
 
 async def test_pings_are_answered_while_waiting(serve: Serve) -> None:

@@ -23,13 +23,13 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 15.0
 
 PART = """
-import os, signal, sys
+import os, signal, sys, time
 from cmd.local_redis import process_behind
 
 name, port, manner = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
 def say(what):
-    print(name, what, flush=True)
+    os.write(1, f"{name} {what}\\n".encode())  # at once: others write to the same pipe
 
 def on_signal(number, frame):
     say(signal.Signals(number).name)
@@ -44,7 +44,7 @@ if manner == "parent" and os.fork() == 0:
     name = "child"
 say(f"runs as {os.getpid()}" + (" beside Redis" if process_behind(port) else ""))
 while True:
-    signal.pause()
+    time.sleep(0.01)  # pause() would sleep through a signal that came just before it
 """
 
 STACK = """
