@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 import redis.asyncio
 import yaml
@@ -518,11 +517,13 @@ async def test_a_question_can_be_interrupted(program: Program, site: Site, make_
         assert process.stdout is not None
         async with asyncio.timeout(PATIENCE_S):
             await process.stdout.readuntil(b"[y/N] ")
-            # Just before it reads, Python would notice the signal only behind the answer.
-            while psutil.Process(process.pid).status() != psutil.STATUS_SLEEPING:  # noqa: ASYNC110
-                await asyncio.sleep(0.002)
-            process.send_signal(signal.SIGINT)
-            _, errors = await process.communicate()
+            ended = asyncio.ensure_future(process.communicate())
+            # A signal that comes just before Python reads is noticed only behind the answer: a person would
+            # press the keys again.
+            while not ended.done():
+                process.send_signal(signal.SIGINT)
+                await asyncio.wait([ended], timeout=1)
+            _, errors = await ended
     finally:
         if process.returncode is None:
             process.kill()
