@@ -11,6 +11,7 @@ import pytest
 from internal.biz.errors import Conflict, NotFound, Unavailable
 from internal.biz.events import Event, ResponseFailed, ResponseIncomplete, TextDelta
 from internal.biz.models import Response, Settings, Status
+from internal.data.redis import history as history_module
 from internal.data.redis import queue as queue_module
 from internal.data.redis.history import RedisHistory
 
@@ -474,3 +475,68 @@ async def test_a_thread_of_which_a_part_expired_begins_where_it_is_known(net: "N
     await history.begin(second, second.messages)
     await history.finish([Response.of(second, Status.COMPLETED)])
     assert [message.content for message in await history.messages(second.response_id)] == ["q2"]
+
+
+async def test_a_response_whose_worker_is_dead_can_be_cancelled(
+    net: "Net", make_reader: "MakeReader"
+) -> None:
+    net.options = replace(net.options, lease_s=0.3)
+    server, worker = await net.server(), await net.worker()
+    request = await net.publish(server)
+    await (await worker.claim_one()).say("so far")
+    await worker.kill()
+    cursor = await server.queue.follow(request.response_id, -1, reader := make_reader())
+    reading = asyncio.create_task(reader.read(cursor))
+    async with asyncio.timeout(5):
+        while not reading.done():
+            await server.queue.cancel(request.response_id)
+            await asyncio.wait([reading], timeout=0.05)
+    assert ending(await reading).incomplete_reason == "cancelled"
+    assert spoken(await reading) == "so far"
+
+
+async def test_a_redis_that_became_a_replica_is_away_until_it_leads_again(
+    own_net: "Net", eventually: "Eventually"
+) -> None:
+    server = await own_net.server()
+    await own_net.publish(server)
+    await own_net.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(Unavailable):
+        await own_net.publish(server)
+
+    async def is_down() -> bool:
+        return not server.link.up
+
+    await eventually(is_down)
+    await own_net.redis.execute_command("REPLICAOF", "NO", "ONE")
+    async with asyncio.timeout(5):
+        await server.link.wait_heard()
+    await own_net.publish(server)
+
+
+async def test_a_place_that_is_not_there_yet_may_come_back_when_redis_has_just_come_back(
+    net: "Net", make_reader: "MakeReader", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await net.server()
+    request = await net.publish(server)
+    monkeypatch.setattr(server.link, "_back_at_s", time.monotonic())
+    with pytest.raises(Unavailable):
+        await server.queue.follow(request.response_id, 5, make_reader())
+
+
+async def test_the_oldest_turns_of_a_thread_that_grows_too_large_are_forgotten(
+    net: "Net", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_module, "MAX_THREAD_BYTES", 1000)
+    server = await net.server()
+    history = RedisHistory(server.link, net.prefix)
+    previous, said = None, list[str]()
+    for number in range(10):
+        request = net.make_request(f"{number}" * 200, settings=Settings(previous_response_id=previous))
+        await history.begin(request, request.messages)
+        await history.finish([Response.of(request, Status.COMPLETED)])
+        previous = request.response_id
+        said = [message.content[0] for message in await history.messages(previous)]
+        assert said[-1] == str(number)
+    assert 2 <= len(said) < 5
+    assert said == [str(number) for number in range(10 - len(said), 10)]

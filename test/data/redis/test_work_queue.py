@@ -582,3 +582,48 @@ async def test_an_answer_too_long_that_cannot_be_ended_harms_nobody_and_ends_lat
     await again.say("z")
     assert failure(await read(server, long.response_id, make_reader())) == "answer_too_long"
     assert [response.id for response in net.settled] == [long.response_id]
+
+
+# ── long answers, and retention ──────────────────────────────────────────────────────────────────
+
+
+async def test_a_long_answer_that_is_given_back_is_not_too_old_to_wait(
+    net: "Net", make_reader: "MakeReader"
+) -> None:
+    net.options = replace(net.options, max_age_s=0.5)
+    server, worker = await net.server(), await net.worker()
+    request = await net.publish(server)
+    run = await worker.claim_one()
+    await run.say("half ")
+    await asyncio.sleep(0.6)
+    await worker.queue.release(run.delivery)
+    await asyncio.sleep(0.2)  # the servers look for what is too old meanwhile
+    await (await worker.claim_one()).end("whole")
+    assert spoken(await read(server, request.response_id, make_reader())) == "half whole"
+
+
+@pytest.mark.parametrize("retain_s", [0.0, 64.1, 16.1])
+async def test_an_end_reaches_its_readers_whatever_the_retention(
+    net: "Net", make_reader: "MakeReader", retain_s: float
+) -> None:
+    net.options = replace(net.options, retain_s=retain_s)
+    server, worker = await net.server(), await net.worker()
+    request = await net.publish(server)
+    await (await worker.claim_one()).end("x")
+    assert spoken(await read(server, request.response_id, make_reader())) == "x"
+    kept_ms = await net.redis.pttl(f"{net.base}:log:{request.response_id}")
+    assert 50_000 < kept_ms <= max(60.0, retain_s) * 1000
+
+
+async def test_two_deliveries_never_have_the_same_token(net: "Net") -> None:
+    """Not even when Redis has lost that there was a first one."""
+    net.options = replace(net.options, lease_s=SHORT_S)
+    server, worker = await net.server(), await net.worker()
+    worker.link.before["renew"] = 10**6
+    request = await net.publish(server)
+    old = await worker.claim_one()
+    await net.redis.hdel(f"{net.base}:meta:{request.response_id}", "attempt")
+    new = await worker.claim_one()
+    assert new.attempt == old.attempt
+    assert await new.say("new")
+    assert not await old.say("old")
