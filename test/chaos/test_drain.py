@@ -42,9 +42,10 @@ async def test_a_worker_finishes_what_it_has_and_takes_nothing_new(
     start_cluster: "StartCluster", crowd: "MakeCrowd"
 ) -> None:
     async with start_cluster(config("10s")) as cluster:
-        leaves, stays = cluster.workers
         early = crowd(cluster.servers, "echo", MANY, chunks=CHUNKS)
         await early.start()
+        # Either may have been quicker to take them.
+        stays, leaves = sorted(cluster.workers, key=lambda worker: works_on(cluster, worker))
         had = works_on(cluster, leaves)
         assert had
         leaves.signal()
@@ -68,16 +69,17 @@ async def test_a_worker_hands_over_at_once_what_it_cannot_finish(
     start_cluster: "StartCluster", crowd: "MakeCrowd"
 ) -> None:
     async with start_cluster(config("300ms")) as cluster:
-        leaves, stays = cluster.workers
         streams = crowd(cluster.servers, "echo", MANY, chunks=CHUNKS)
         await streams.start(chunks=3)
+        # Either may have been quicker to take them.
+        stays, leaves = sorted(cluster.workers, key=lambda worker: works_on(cluster, worker))
         had = works_on(cluster, leaves)
         assert had
         leaves.signal()
         assert await leaves.exit_status() == 0
         assert works_on(cluster, stays) == MANY
         await streams.finish()
-        assert attempts(cluster, streams) == {b"1", b"2"}
+        assert {b"2"} <= attempts(cluster, streams) <= {b"1", b"2"}
         assert max(stream.answer.largest_gap_s for stream in streams.streams) < SOON_S
         assert f"handing over model=echo responses={had}" in leaves.log
 
