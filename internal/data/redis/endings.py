@@ -1,7 +1,6 @@
 """Responses that were taken out of the queue, and ends for those that no worker will end: cancelled while
 they waited, too old, or dead letters."""
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -13,8 +12,6 @@ from internal.biz.models import Request, Response, Settings
 from internal.data.redis.entries import decode_log, encode, load_request
 from internal.data.redis.keys import Keys
 from internal.data.redis.link import RedisLink
-
-log = logging.getLogger(__name__)
 
 FINAL = 1
 MAY_BE_WRITTEN = 2
