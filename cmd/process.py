@@ -1,18 +1,38 @@
-"""What every long-lived process of ours needs: signals, a calm collector, the error behind a group."""
+"""What every long-lived process of ours needs: signals, a calm collector, an exit status."""
 
 import asyncio
 import contextlib
 import gc
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import uvloop
+
+from internal.biz.errors import SluiceError
 
 
-def first(error: BaseException) -> BaseException:
-    """The error that made a group of tasks fail."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def exit_status(work: Callable[[], int]) -> int:
+    """What `work` returns; 1, and a sentence for a person, when it fails in a way that is expected."""
+    try:
+        return work()
+    except (SluiceError, BaseExceptionGroup) as error:
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        if not isinstance(cause, SluiceError):
+            raise
+        print(cause.message, file=sys.stderr)
+        return 1
+
+
+def run(work: Coroutine[Any, Any, None]) -> int:
+    """Run `work` to its end on an event loop of its own; 0."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)
+    return 0
 
 
 @contextlib.contextmanager

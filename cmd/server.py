@@ -15,15 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import uvloop
 from aiohttp import web
 
 from cmd import logs, supervisor, wire
 from cmd.child import Place, attached
-from cmd.process import first, spare_collector, stop_signal
+from cmd.process import exit_status, run, spare_collector, stop_signal
 from cmd.progress import LoadingProgress, say_ready
 from internal.biz.close import CloseCode
-from internal.biz.errors import SluiceError
 from internal.conf.load import ConfigError, effective, load
 from internal.conf.settings import Settings, parse_address
 from internal.server.listen import BACKLOG, listen, naming, raise_descriptor_limit
@@ -50,18 +48,10 @@ def main() -> int:
         return 0
     place = _place(options.child, settings) if options.child else None
     logs.configure(settings.log.level, settings.log.format, place.number if place else None)
-    try:
-        if settings.server.processes > 1 and not place:
-            return supervisor.run(settings, [sys.executable, "-m", "cmd.server", "-conf", str(options.conf)])
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, place))
-    except (SluiceError, BaseExceptionGroup) as error:
-        cause = first(error)
-        if not isinstance(cause, SluiceError):
-            raise
-        print(cause.message, file=sys.stderr)
-        return 1
-    return 0
+    if settings.server.processes > 1 and not place:
+        command = [sys.executable, "-m", "cmd.server", "-conf", str(options.conf)]
+        return exit_status(lambda: supervisor.run(settings, command))
+    return exit_status(lambda: run(serve(settings, place)))
 
 
 def _place(arguments: list[str], settings: Settings) -> Place:

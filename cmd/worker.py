@@ -13,13 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import uvloop
 from aiohttp import web
 
 from cmd import logs, wire
-from cmd.process import first, spare_collector, stop_signal
+from cmd.process import exit_status, run, spare_collector, stop_signal
 from cmd.progress import LoadingProgress
-from internal.biz.errors import SluiceError
 from internal.conf.load import ConfigError, load
 from internal.conf.settings import Model, Settings, parse_address
 from internal.server import probes
@@ -45,16 +43,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log.level, settings.log.format)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work(settings, models))
-    except (SluiceError, BaseExceptionGroup) as error:
-        cause = first(error)
-        if not isinstance(cause, SluiceError):
-            raise
-        print(cause.message, file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: run(work(settings, models)))
 
 
 def _chosen(settings: Settings, names: Sequence[str] | None) -> list[Model]:
