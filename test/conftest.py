@@ -1,4 +1,4 @@
-"""What all tests share: a watched event loop, its clock, Redis servers, requests, and a reader of logs.
+"""What all tests share: a watched event loop, its clock, servers that keep data, requests, a reader of logs.
 
 A test that uses the event loop fails when a callback takes the loop for longer than 100 ms, when an error
 reaches the loop's exception handler, and when a task is left behind.
@@ -19,8 +19,13 @@ import pytest
 import redis
 from hypothesis import settings as hypothesis_settings
 from pytest_asyncio import is_async_test
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
-from cmd.local_redis import LocalRedis, find_server
+from cmd import local_postgres, local_redis
+from cmd.local_postgres import LocalPostgres
+from cmd.local_redis import LocalRedis
 from internal.biz.errors import SluiceError
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.log import Cursor
@@ -162,7 +167,7 @@ class Eventually:
 @pytest.fixture(scope="session")
 def redis_program() -> Path:
     try:
-        return find_server()
+        return local_redis.find_server()
     except SluiceError as error:
         pytest.fail(error.message)
 
@@ -245,6 +250,85 @@ def own_redis(redis_program: Path, tmp_path: Path) -> Iterator[OwnRedis]:
     """It runs when the test starts, and loses nothing when it is killed or restarted."""
     with LocalRedis(redis_program, tmp_path / "redis", append_only=True) as server:
         yield OwnRedis(server)
+
+
+# ── PostgreSQL ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def postgres_program() -> Path:
+    try:
+        return local_postgres.find_server()
+    except SluiceError as error:
+        pytest.fail(error.message)
+
+
+@pytest.fixture(scope="session")
+def postgres_driver() -> None:
+    """Imports it ahead: on the event loop that would take too long."""
+    create_async_engine("postgresql+asyncpg://")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest, postgres_driver: None) -> Iterator[str]:
+    """A server that all tests share: each keeps to its `postgres_database`. Its user may create databases.
+
+    TEST_PG_DSN names another one, `postgresql://USER:PASSWORD@HOST/DATABASE`.
+    """
+    if dsn := os.environ.get("TEST_PG_DSN"):
+        yield make_url(dsn).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+        return
+    with LocalPostgres(request.getfixturevalue("postgres_program")) as server:
+        yield server.url
+
+
+@pytest.fixture
+async def postgres_database(postgres_url: str) -> AsyncIterator[str]:
+    """The URL of a database of the test's own, empty at first. It goes with the test, even when in use."""
+    name = f"test_{secrets.token_hex(6)}"
+    engine = create_async_engine(postgres_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        # Nobody can be connected to template0, and nobody has left anything there.
+        await connection.execute(text(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0"))
+        yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+        await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+class OwnPostgres:
+    """A PostgreSQL of the test's own, to be treated badly: a `LocalPostgres` off the event loop."""
+
+    def __init__(self, server: LocalPostgres) -> None:
+        self._server = server
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    async def start(self, *, empty: bool = False) -> None:
+        await asyncio.to_thread(self._server.start, empty=empty)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._server.stop)
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(self._server.kill)
+
+    async def restart(self, *, empty: bool = False) -> None:
+        await self.stop()
+        await self.start(empty=empty)
+
+    async def pause(self) -> None:
+        await asyncio.to_thread(self._server.pause)
+
+    async def resume(self) -> None:
+        await asyncio.to_thread(self._server.resume)
+
+
+@pytest.fixture
+def own_postgres(postgres_program: Path, postgres_driver: None) -> Iterator[OwnPostgres]:
+    """It runs when the test starts, and loses nothing when it is killed or restarted."""
+    with LocalPostgres(postgres_program) as server:
+        yield OwnPostgres(server)
 
 
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
