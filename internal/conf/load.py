@@ -12,7 +12,7 @@ from internal.conf.settings import EchoModel, LlamaCppModel, Settings
 
 PREFIX = "SLUICE_"
 
-_SECRETS = ("auth.jwt_secret", "queue.url")
+_SECRETS = ("auth.jwt_secret", "queue.url", "storage.url")
 
 
 class ConfigError(Exception):

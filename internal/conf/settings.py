@@ -1,6 +1,7 @@
 """Every setting, its default and what is allowed. Durations are seconds once they are read."""
 
 import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -32,7 +33,9 @@ def parse_duration(value: object) -> float:
     return float(match[1]) * _UNITS_S[match[2]]
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(lambda seconds: f"{seconds:g}s")]
+Duration = Annotated[
+    float, BeforeValidator(parse_duration), PlainSerializer(lambda seconds: f"{seconds:.12g}s")
+]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -75,6 +78,53 @@ def _redis_url(value: SecretUrl) -> SecretUrl:
     return value
 
 
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "mysql": "mysql+aiomysql",
+}
+"""What stands before the :// where somebody names no driver."""
+_STORAGES = ("sqlite+aiosqlite", "postgresql+asyncpg", "mysql+aiomysql", "mysql+asyncmy")
+
+
+def _storage_url(value: SecretUrl) -> SecretUrl:
+    url = value.get_secret_value()
+    if not url:
+        return value
+    scheme, mark, rest = url.partition("://")
+    scheme = _DRIVERS.get(scheme, scheme)
+    if not mark or scheme not in _STORAGES:
+        raise ValueError(
+            "write sqlite+aiosqlite:///path or postgresql+asyncpg://user:password@host:port/database "
+            "(mysql+aiomysql:// and mysql+asyncmy:// are untested), or nothing to store nothing"
+        )
+    if scheme == "sqlite+aiosqlite":
+        path = rest.partition("?")[0].removeprefix("/")
+        if not rest.startswith("/") or not path or ":memory:" in rest or "mode=memory" in rest:
+            raise ValueError(
+                "write sqlite+aiosqlite:///path (four / for a path from the root): a database in memory "
+                "would be another one for each connection; to store nothing, leave it empty"
+            )
+    elif not _is_server_url(url):
+        raise ValueError(
+            "write ://user:password@host:port/database; in a password, / ? # @ % are %2F %3F %23 %40 %25"
+        )
+    if scheme == "postgresql+asyncpg":
+        # asyncpg's own word for it.
+        rest = re.sub(r"([?&])sslmode=", r"\1ssl=", rest)
+    return SecretUrl(f"{scheme}://{rest}")
+
+
+def _is_server_url(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        parts.port  # noqa: B018  # raises for what is no number
+    except ValueError:
+        return False
+    return bool(parts.path.strip("/")) and "@" not in parts.path
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,12 +136,36 @@ class Http(_Section):
     timeout: Duration = 5.0
 
 
+def _network(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not an address or a network; write 10.0.0.1 or 10.0.0.0/8")
+    try:
+        ip_network(value)
+    except ValueError:
+        try:
+            inside = ip_network(value, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"{value!r} is not an address or a network; write 10.0.0.1 or 10.0.0.0/8"
+            ) from None
+        address, _, _ = value.partition("/")
+        raise ValueError(
+            f"{value!r} is an address in a network; write {ip_address(address)} or {inside}"
+        ) from None
+    return value
+
+
+Network = Annotated[str, BeforeValidator(_network)]
+
+
 class Server(_Section):
-    """`processes` share the address. `allowed_origins` empty: pages of the same host only."""
+    """`processes` share the address. `allowed_origins` empty: pages of the same host only.
+    `trusted_proxies` are the addresses and networks of proxies whose X-Forwarded-For counts."""
 
     http: Http = Http()
     processes: Positive = 1
     allowed_origins: list[str] = []
+    trusted_proxies: list[Network] = []
 
 
 class Session(_Section):
@@ -121,6 +195,19 @@ class Queue(_Section):
     max_pending: Count = 1024
     max_age: Duration = 600.0
     max_attempts: Positive = 3
+
+
+class Storage(_Section):
+    """Where conversations and users are kept; an empty `url`: nowhere. Of each user the newest
+    `keep_conversations` stay (0: all), a response in no conversation can be continued for `keep_responses`,
+    and a guest's conversation stays for `keep_guests` after its last message (each 0: for ever). `titles`: a
+    model names conversations."""
+
+    url: Annotated[SecretUrl, AfterValidator(_storage_url)] = SecretUrl("sqlite+aiosqlite:///data/sluice.db")
+    keep_conversations: Count = 500
+    keep_responses: Duration = 30 * 86400.0
+    keep_guests: Duration = 30 * 86400.0
+    titles: bool = True
 
 
 class EchoOptions(_Section):
@@ -170,17 +257,44 @@ class LlamaCppModel(_Model):
 Model = Annotated[EchoModel | LlamaCppModel, Field(discriminator="generator")]
 
 
-def _not_yet(required: bool) -> bool:
-    if required:
-        raise ValueError("this version has no users yet; it must be false")
-    return required
+MIN_SECRET_BYTES = 32
+_HOW_TO_MAKE_ONE = "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if 0 < len(secret.get_secret_value().encode(errors="surrogateescape")) < MIN_SECRET_BYTES:
+        raise ValueError(f"a secret has at least {MIN_SECRET_BYTES} bytes; {_HOW_TO_MAKE_ONE}")
+    return secret
+
+
+Lifetime = Annotated[Duration, Field(ge=1)]
 
 
 class Auth(_Section):
-    """Users are not implemented yet."""
+    """`required`: only users may ask for anything. `registration`: anybody may become one.
 
-    required: Annotated[bool, AfterValidator(_not_yet)] = False
-    jwt_secret: SecretStr = SecretStr("")
+    `jwt_secret` signs tokens and encrypts what users entrust to the server; empty: what stands in
+    `secret_file`, which the first start makes. Servers that share users share it too.
+    """
+
+    required: bool = False
+    registration: bool = True
+    jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] = SecretStr("")
+    secret_file: Annotated[str, Field(min_length=1)] = "data/secret.key"
+    access_ttl: Lifetime = 3600.0
+    refresh_ttl: Lifetime = 72 * 3600.0
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> "Auth":
+        if self.required and not self.jwt_secret.get_secret_value():
+            raise PydanticCustomError(
+                "secret",
+                f"it must be set where auth.required is true; {_HOW_TO_MAKE_ONE}",
+                {"key": "auth.jwt_secret"},
+            )
+        if self.access_ttl > self.refresh_ttl:
+            raise ValueError("access_ttl must not be longer than refresh_ttl")
+        return self
 
 
 def _optional_address(value: object) -> str:
@@ -197,6 +311,30 @@ class Worker(_Section):
     """Where `cmd.worker` answers `/livez`, `/readyz` and `/metrics`."""
 
     http: WorkerHttp = WorkerHttp()
+
+
+class UserLimits(_Section):
+    """`requests` and generated `tokens` a minute, and responses `in_flight`: waiting or running."""
+
+    requests: Count = 0
+    tokens: Count = 0
+    in_flight: Count = 0
+
+
+class AddressLimits(_Section):
+    """`requests` and generated `tokens` a minute, of all who come from one address (of IPv6: one /64)."""
+
+    requests: Count = 0
+    tokens: Count = 0
+
+
+class Limits(_Section):
+    """0 means no limit; up to a minute's worth may come at once. `login_attempts` a minute, from an
+    address (for a name ten times as many, from all of them), cannot be switched off."""
+
+    user: UserLimits = UserLimits()
+    address: AddressLimits = AddressLimits()
+    login_attempts: Positive = 10
 
 
 class Shutdown(_Section):
@@ -216,12 +354,14 @@ class Settings(_Section):
     server: Server = Server()
     session: Session = Session()
     queue: Queue = Queue()
+    storage: Storage = Storage()
     models: Annotated[list[Model], Field(min_length=1)] = [
         LlamaCppModel(name="smollm2", generator="llamacpp"),
         EchoModel(name="echo", generator="echo"),
     ]
     worker: Worker = Worker()
     auth: Auth = Auth()
+    limits: Limits = Limits()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
 
@@ -233,11 +373,31 @@ class Settings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _users_are_stored(self) -> "Settings":
+        if self.auth.required and not self.storage.url.get_secret_value():
+            raise PydanticCustomError(
+                "users",
+                "it must be set where auth.required is true: users live in a database",
+                {"key": "storage.url"},
+            )
+        return self
+
+    @model_validator(mode="after")
     def _processes_share_a_queue(self) -> "Settings":
         if self.server.processes > 1 and self.queue.driver == "memory":
             raise PydanticCustomError(
                 "processes",
                 "each process would have a queue, and models, of its own; set queue.driver: redis",
                 {"key": "server.processes"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_a_storage(self) -> "Settings":
+        if self.queue.driver == "redis" and not self.storage.url.get_secret_value():
+            raise PydanticCustomError(
+                "storage",
+                "servers and workers have to share what was said; set storage.url",
+                {"key": "storage.url"},
             )
         return self

@@ -1,14 +1,24 @@
 """The configuration: defaults, a file, the environment, and complaints that name the culprit."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from internal.conf.load import ConfigError, effective, load
-from internal.conf.settings import EchoModel, LlamaCppModel, Queue, Settings, parse_address, parse_duration
+from internal.conf.settings import (
+    EchoModel,
+    LlamaCppModel,
+    Queue,
+    SecretUrl,
+    Settings,
+    parse_address,
+    parse_duration,
+)
 
 Write = Callable[[str], Path]
 
@@ -46,6 +56,7 @@ def dig(settings: Settings, key: str) -> Any:
         ("server.http.timeout", 5.0),
         ("server.processes", 1),
         ("server.allowed_origins", []),
+        ("server.trusted_proxies", []),
         ("session.max_message_bytes", 1 << 20),
         ("session.max_connections", 0),
         ("session.ping_interval", 27.0),
@@ -61,7 +72,23 @@ def dig(settings: Settings, key: str) -> Any:
         ("queue.max_pending", 1024),
         ("queue.max_age", 600.0),
         ("queue.max_attempts", 3),
+        ("storage.keep_conversations", 500),
+        ("storage.keep_responses", 30 * 86400.0),
+        ("storage.keep_guests", 30 * 86400.0),
+        ("storage.titles", True),
+        ("limits.user.requests", 0),
+        ("limits.user.tokens", 0),
+        ("limits.user.in_flight", 0),
+        ("limits.address.requests", 0),
+        ("limits.address.tokens", 0),
+        ("limits.login_attempts", 10),
+        ("storage.url", SecretUrl("sqlite+aiosqlite:///data/sluice.db")),
         ("auth.required", False),
+        ("auth.registration", True),
+        ("auth.jwt_secret", SecretStr("")),
+        ("auth.secret_file", "data/secret.key"),
+        ("auth.access_ttl", 3600.0),
+        ("auth.refresh_ttl", 259200.0),
         ("shutdown.timeout", 30.0),
         ("log.level", "info"),
         ("log.format", "text"),
@@ -69,6 +96,45 @@ def dig(settings: Settings, key: str) -> Any:
 )
 def test_an_empty_file_gives_the_defaults(write: Write, key: str, value: object) -> None:
     assert dig(load(write(""), {}), key) == value
+
+
+def test_what_was_said_is_kept_in_a_file_unless_somebody_says_otherwise(write: Write) -> None:
+    assert stored_at(write("")) == "sqlite+aiosqlite:///data/sluice.db"
+    assert stored_at(write("storage: {url: ''}")) == ""
+
+
+def stored_at(path: Path, **environ: str) -> str:
+    return load(path, environ).storage.url.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    ("url", "read"),
+    [
+        ("sqlite:///x.db", "sqlite+aiosqlite:///x.db"),
+        ("sqlite+aiosqlite:////var/lib/x.db", "sqlite+aiosqlite:////var/lib/x.db"),
+        ("postgres://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
+        ("postgresql://h:5432/d", "postgresql+asyncpg://h:5432/d"),
+        ("postgresql+asyncpg:///d?host=/run/postgresql", "postgresql+asyncpg:///d?host=/run/postgresql"),
+        ("mysql://h/d", "mysql+aiomysql://h/d"),
+        ("mysql+asyncmy://u@h/d", "mysql+asyncmy://u@h/d"),
+    ],
+)
+def test_a_storage_is_reached_with_the_driver_that_can_wait(write: Write, url: str, read: str) -> None:
+    assert stored_at(write(""), SLUICE_STORAGE__URL=url) == read
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://x.db"])
+def test_a_database_in_memory_is_refused_as_each_connection_would_have_its_own(
+    write: Write, url: str
+) -> None:
+    told = complaint(write(f"storage: {{url: '{url}'}}"))
+    assert "storage.url" in told
+    assert "each connection" in told
+
+
+def test_servers_and_workers_that_share_no_storage_are_refused(write: Write) -> None:
+    told = complaint(write("queue: {driver: redis}\nstorage: {url: ''}"))
+    assert "storage.url: servers and workers have to share what was said; set storage.url" in told
 
 
 def test_the_default_models_are_the_bundled_one_and_echo(write: Write) -> None:
@@ -89,6 +155,20 @@ def test_the_file_for_redis_says_the_defaults_too() -> None:
     settings = load(path, {})
     assert settings == Settings(queue=Queue(driver="redis"))
     assert settings.queue.url.get_secret_value() == "redis://127.0.0.1:6379/0"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "redis.yaml"])
+def test_the_limits_that_come_with_sluice_can_be_switched_on(write: Write, name: str) -> None:
+    text = (Path(__file__).parents[2] / "configs" / name).read_text(encoding="utf-8")
+    text, count = re.subn(
+        r"(?m)^( *)# (limits:|  user:|  address:|  login_attempts:|trusted_proxies:)", r"\1\2", text
+    )
+    assert count == 5
+    settings = load(write(text), {})
+    assert settings.limits.user.requests == 60
+    assert settings.limits.user.tokens > settings.limits.user.requests
+    assert settings.limits.address.requests > settings.limits.user.requests
+    assert settings.server.trusted_proxies == ["10.0.0.0/8"]
 
 
 def test_the_password_of_a_redis_is_masked(write: Write) -> None:
@@ -132,6 +212,14 @@ def test_a_file_overrides_defaults(write: Write) -> None:
             "server.allowed_origins",
             ["https://a.example"],
         ),
+        (
+            "SLUICE_SERVER__TRUSTED_PROXIES",
+            '[10.0.0.0/8, "::1"]',
+            "server.trusted_proxies",
+            ["10.0.0.0/8", "::1"],
+        ),
+        ("SLUICE_LIMITS__USER__REQUESTS", "60", "limits.user.requests", 60),
+        ("SLUICE_LIMITS__LOGIN_ATTEMPTS", "3", "limits.login_attempts", 3),
         ("SLUICE_LOG__FORMAT", "json", "log.format", "json"),
         ("sluice_log__format".upper(), "json", "log.format", "json"),
     ],
@@ -153,9 +241,10 @@ def test_the_environment_can_set_the_models(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", ["123456", "1e5", "yes", "null", "@x", "a: b", "a #b", "*x", "[x", "0x10", '"']
+    "begin", ["123456", "1e5", "yes", "null", "@x", "a: b", "a #b", "*x", "[x", "0x10", '"', "\udcff"]
 )
-def test_a_secret_from_the_environment_is_taken_as_it_stands(write: Write, secret: str) -> None:
+def test_a_secret_from_the_environment_is_taken_as_it_stands(write: Write, begin: str) -> None:
+    secret = begin + "0" * 32
     settings = load(write(""), {"SLUICE_AUTH__JWT_SECRET": secret})
     assert settings.auth.jwt_secret.get_secret_value() == secret
 
@@ -228,11 +317,38 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ("server: {http: {addr: 8080}}", ["server.http.addr", "is not an address"]),
         ("server: {processes: 0}", ["server.processes", "greater than or equal to 1"]),
         ("server: {processes: 2}", ["server.processes: each", "set queue.driver: redis"]),
+        (
+            "server: {trusted_proxies: [proxy.local]}",
+            ["server.trusted_proxies.0", "'proxy.local' is not an address or a network", "10.0.0.0/8"],
+        ),
+        (
+            "server: {trusted_proxies: [10.0.0.1/8]}",
+            ["server.trusted_proxies.0", "'10.0.0.1/8'", "write 10.0.0.1 or 10.0.0.0/8"],
+        ),
+        (
+            "server: {trusted_proxies: [10]}",
+            ["server.trusted_proxies.0", "10 is not an address or a network"],
+        ),
+        ("server: {trusted_proxies: 10.0.0.1}", ["server.trusted_proxies", "list"]),
+        ("limits: {user: {requests: -1}}", ["limits.user.requests", "greater than or equal to 0"]),
+        ("limits: {address: {in_flight: 1}}", ["unknown key limits.address.in_flight", "requests, tokens"]),
+        ("limits: {login_attempts: 0}", ["limits.login_attempts", "greater than or equal to 1"]),
         ("queue: {url: 'http://localhost'}", ["queue.url", "redis://"]),
         ("queue: {prefix: 'a b'}", ["queue.prefix", "pattern", "a b"]),
         ("queue: {lease: 999ms}", ["queue.lease", "greater than or equal to 1", "999ms"]),
         ("queue: {driver: kafka}", ["queue.driver", "memory", "kafka"]),
-        ("auth: {required: true}", ["auth.required"]),
+        ("storage: {url: 'oracle://h/d'}", ["storage.url", "sqlite+aiosqlite:///path", "untested"]),
+        ("storage: {url: 'postgresql://h'}", ["storage.url", "host:port/database"]),
+        ("storage: {url: 'postgresql://h:five/d'}", ["storage.url", "host:port/database"]),
+        ("storage: {keep_conversations: -1}", ["storage.keep_conversations", "0"]),
+        ("auth: {required: true}", ["auth.jwt_secret", "make one with"]),
+        ("auth: {required: true, jwt_secret: ''}", ["auth.jwt_secret", "make one with"]),
+        ("auth: {required: perhaps}", ["auth.required", "perhaps"]),
+        ("auth: {jwt_secret: too-short}", ["auth.jwt_secret", "32 bytes", "make one with"]),
+        ("auth: {secret_file: ''}", ["auth.secret_file"]),
+        ("auth: {access_ttl: 0}", ["auth.access_ttl", "greater than or equal to 1"]),
+        ("auth: {access_ttl: 2h, refresh_ttl: 1h}", ["auth: access_ttl must not be longer"]),
+        ("auth: {required: true, jwt_secret: %s}\nstorage: {url: ''}" % ("s" * 32), ["storage.url", "users"]),
         ("models: []", ["models", "at least 1"]),
         ("models: [{name: a, generator: magic}]", ["models.0", "magic", "echo"]),
         ("models: [{name: a}]", ["models.0", "generator"]),
@@ -309,9 +425,40 @@ def test_no_complaint_tells_a_secret(write: Write, secret: str, source: str) -> 
     assert "hunter2" not in told
 
 
+@pytest.mark.parametrize(
+    "text", ["jwt_secret: hunter2", f"jwt_secret: {'hunter2' * 5}, access_ttl: 2h, refresh_ttl: 1h"]
+)
+def test_no_complaint_about_the_section_tells_its_secret(write: Write, text: str) -> None:
+    assert "hunter2" not in complaint(write(f"auth: {{{text}}}"))
+
+
 @pytest.mark.parametrize("url", ["[hunter2]", "http://:hunter2@localhost", "hunter2", "{password: hunter2}"])
 def test_no_complaint_tells_the_password_of_the_queue(write: Write, url: str) -> None:
     assert "hunter2" not in complaint(write(f"queue: {{url: {url}}}"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "[hunter2]",
+        "oracle://ada:hunter2@db/sluice",
+        "postgresql://ada:hunter2/@db/sluice",
+        "postgresql://ada:hun#ter2@db/sluice",
+        "postgresql://ada:hunter2@db",
+        "hunter2",
+    ],
+)
+def test_no_complaint_tells_the_password_of_the_storage(write: Write, url: str) -> None:
+    told = complaint(write(""), SLUICE_STORAGE__URL=url)
+    assert "storage.url" in told
+    assert "ter2" not in told
+
+
+def test_the_address_of_the_storage_is_shown_without_its_password(write: Write) -> None:
+    settings = load(write("storage: {url: 'postgresql://ada:hunter2@db:5432/sluice?ssl=hunter2'}"), {})
+    shown = "postgresql+asyncpg://**********@db:5432/sluice?**********"
+    assert yaml.safe_load(effective(settings))["storage"]["url"] == shown
+    assert shown in repr(settings)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -344,8 +491,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_secrets_are_masked_in_what_is_in_effect(write: Write) -> None:
-    settings = load(write("auth: {jwt_secret: hunter2}"), {})
-    assert settings.auth.jwt_secret.get_secret_value() == "hunter2"
+    secret = "hunter2" * 5
+    settings = load(write(f"auth: {{required: true, jwt_secret: {secret}}}"), {})
+    assert settings.auth.jwt_secret.get_secret_value() == secret
     assert "hunter2" not in effective(settings)
     assert "hunter2" not in repr(settings)
 
