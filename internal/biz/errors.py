@@ -4,9 +4,12 @@
     ├── InvalidRequest            the client's words are off; the same request fails again
     │   ├── UnsupportedParameter  a parameter that exists, but not here (yet)
     │   └── ContextLengthExceeded the prompt does not fit the model
+    ├── Unauthenticated           nobody we know says this, or no longer
+    ├── Forbidden                 we know who says it, and they may not
     ├── NotFound                  no such response, model or conversation (or not yours)
     ├── Conflict                  right words, wrong moment
-    ├── TooManyRequests           a limit of this session or user
+    ├── TooManyRequests           a limit of this session, user or address
+    │   └── RateLimited           that says when to come back
     ├── Unavailable               a limit or fault of the server; try again later
     ├── GenerationFailed          the engine failed on this response
     └── Refused                   an append that is not the next one (never reaches a client)
@@ -43,6 +46,14 @@ class ContextLengthExceeded(InvalidRequest):
     default_code = "context_length_exceeded"
 
 
+class Unauthenticated(SluiceError):
+    default_code = "unauthenticated"
+
+
+class Forbidden(SluiceError):
+    default_code = "forbidden"
+
+
 class NotFound(SluiceError):
     default_code = "not_found"
 
@@ -57,6 +68,30 @@ class TooManyRequests(SluiceError):
     retryable = True
 
 
+class RateLimited(TooManyRequests):
+    """A budget for a time is spent. `limit` is what it holds, `remaining` what is left of it, in requests or
+    tokens; after `reset_s` seconds it is full again, and after `retry_after_s` the same request may pass."""
+
+    default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: int = 0,
+        remaining: int = 0,
+        reset_s: float = 0.0,
+        retry_after_s: float = 0.0,
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, param=param)
+        self.limit = limit
+        self.remaining = remaining
+        self.reset_s = reset_s
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(SluiceError):
     default_code = "overloaded"
     retryable = True
@@ -68,3 +103,42 @@ class GenerationFailed(SluiceError):
 
 class Refused(SluiceError):
     default_code = "append_refused"
+
+
+def unknown_response(response_id: str) -> NotFound:
+    """There is no such response, or it is not theirs who ask: both are told in the same words."""
+    return NotFound(
+        f"there is no response {response_id!r}, or it ended too long ago",
+        code="response_not_found",
+        param="response_id",
+    )
+
+
+def unknown_conversation(conversation_id: str, param: str | None = "conversation") -> NotFound:
+    """As `unknown_response`."""
+    return NotFound(
+        f"there is no conversation {conversation_id!r}", code="conversation_not_found", param=param
+    )
+
+
+def conversation_locked() -> Conflict:
+    """Another turn of the conversation has not been answered yet."""
+    return Conflict("an answer in this conversation has not ended yet", code="conversation_locked")
+
+
+def conversation_full() -> InvalidRequest:
+    """As much was said in the conversation as one may hold."""
+    return InvalidRequest(
+        "this conversation is as long as one may be; begin another one",
+        code="conversation_full",
+        param="conversation",
+    )
+
+
+def nothing_to_continue(response_id: str) -> NotFound:
+    """As `unknown_response`, for one that was to be continued."""
+    return NotFound(
+        f"there is no stored response {response_id!r} to continue from",
+        code="previous_response_not_found",
+        param="previous_response_id",
+    )

@@ -3,7 +3,15 @@
 import os
 import time
 
+ID_PATTERN = "[A-Za-z0-9_-]{1,64}"
+"""What ids are made of, also those that people name."""
+
 
 def new_id(prefix: str) -> str:
     """`{prefix}_` + 12 hex digits of Unix milliseconds + 20 random ones (80 bits)."""
-    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    return first_id(prefix, time.time()) + os.urandom(10).hex()
+
+
+def first_id(prefix: str, moment: float) -> str:
+    """Where the ids that are made at a moment (Unix seconds) begin in the order of all ids."""
+    return f"{prefix}_{max(0, int(moment * 1000)):012x}"

@@ -36,14 +36,32 @@ class Truncation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and from which address.
+
+    `user` is the id of a user, or of a guest. `until` is when they have to identify anew, Unix seconds
+    (None: never). `key_id`: the API key that they came with, `login_id`: the login that their token is of.
+    """
+
+    user: str
+    address: str = ""
+    is_guest: bool = True
+    until: float | None = None
+    key_id: str | None = None
+    login_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What the client asked for, beside the messages. None means the model's default.
 
-    `temperature` is 0 to 2, `top_p` 0 to 1, `max_output_tokens` at least 1.
+    `conversation_id` or `previous_response_id`, not both, say what the turn continues. `temperature` is 0 to
+    2, `top_p` 0 to 1, `max_output_tokens` at least 1.
     """
 
     instructions: str | None = None
     previous_response_id: str | None = None
+    conversation_id: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -54,7 +72,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a worker needs to generate one response. `created_at` is Unix seconds."""
+    """What a worker needs to generate one response: `messages` are the new turn, what was said before is in
+    the history. `created_at` is Unix seconds."""
 
     response_id: str
     model: str
@@ -62,6 +81,11 @@ class Request:
     created_at: float
     messages: tuple[Message, ...]
     settings: Settings
+
+    @property
+    def continues(self) -> bool:
+        """Whether something was said before."""
+        return self.settings.previous_response_id is not None or self.settings.conversation_id is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +137,7 @@ class Response:
     completed_at: float | None = None
     attempt: int = 0
     """Which attempt says so."""
+    first_token_at: float | None = None
 
     @classmethod
     def of(
@@ -126,6 +151,7 @@ class Response:
         incomplete_reason: str | None = None,
         completed_at: float | None = None,
         attempt: int = 0,
+        first_token_at: float | None = None,
     ) -> "Response":
         """How the response to `request` stands."""
         return cls(
@@ -141,12 +167,41 @@ class Response:
             incomplete_reason,
             completed_at,
             attempt,
+            first_token_at,
         )
 
     @property
     def text(self) -> str:
         """What the model said, without its reasoning."""
         return "".join(item.text for item in self.output if item.kind is ItemKind.MESSAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A stored thread. `has_title`: a person or a model has named it; until then its first words are its
+    title. Times are Unix seconds."""
+
+    id: str
+    user: str
+    title: str
+    has_title: bool
+    created_at: float
+    updated_at: float
+    message_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message of a conversation. `model` and `status` are those of the response that it belongs to, as its
+    question or as its answer. `created_at` is Unix seconds."""
+
+    id: str
+    response_id: str
+    role: Role
+    content: str
+    created_at: float
+    model: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)

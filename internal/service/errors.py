@@ -3,16 +3,35 @@
 from internal.biz.close import CloseCode
 from internal.biz.errors import (
     Conflict,
+    Forbidden,
     InvalidRequest,
     NotFound,
     SluiceError,
     TooManyRequests,
+    Unauthenticated,
     Unavailable,
 )
 
+
+class TooLarge(InvalidRequest):
+    """A body of more bytes than are read."""
+
+    default_code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """A body that is not what is understood here."""
+
+    default_code = "unsupported_media_type"
+
+
 # (class, HTTP status, error type of the OpenAI API, close code when a connection cannot go on)
 _TABLE: tuple[tuple[type[SluiceError], int, str, CloseCode], ...] = (
+    (TooLarge, 413, "invalid_request_error", CloseCode.FORBIDDEN),
+    (UnsupportedMediaType, 415, "invalid_request_error", CloseCode.FORBIDDEN),
     (InvalidRequest, 400, "invalid_request_error", CloseCode.FORBIDDEN),
+    (Unauthenticated, 401, "authentication_error", CloseCode.UNAUTHENTICATED),
+    (Forbidden, 403, "permission_error", CloseCode.FORBIDDEN),
     (NotFound, 404, "invalid_request_error", CloseCode.FORBIDDEN),
     (Conflict, 409, "invalid_request_error", CloseCode.FORBIDDEN),
     (TooManyRequests, 429, "rate_limit_error", CloseCode.TOO_MANY),

@@ -9,6 +9,7 @@ from internal.biz.errors import (
     GenerationFailed,
     InvalidRequest,
     NotFound,
+    RateLimited,
     Refused,
     SluiceError,
     TooManyRequests,
@@ -16,6 +17,8 @@ from internal.biz.errors import (
     UnsupportedParameter,
 )
 from internal.service.errors import close_code, error_body, http_status
+
+LIMITED = RateLimited("x", limit=1, remaining=0, reset_s=60.0, retry_after_s=60.0)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,7 @@ from internal.service.errors import close_code, error_body, http_status
         (NotFound("x"), 404, "invalid_request_error"),
         (Conflict("x"), 409, "invalid_request_error"),
         (TooManyRequests("x"), 429, "rate_limit_error"),
+        (LIMITED, 429, "rate_limit_error"),
         (Unavailable("x"), 503, "server_error"),
         (GenerationFailed("x"), 500, "server_error"),
         (Refused("x"), 500, "server_error"),
@@ -51,6 +55,7 @@ def test_a_body_names_the_field() -> None:
         (Unavailable("x"), CloseCode.OVERLOADED),
         (Unavailable("x", code="restarting"), CloseCode.RESTART),
         (TooManyRequests("x"), CloseCode.TOO_MANY),
+        (LIMITED, CloseCode.TOO_MANY),
         (InvalidRequest("x", code="origin_not_allowed"), CloseCode.FORBIDDEN),
         (NotFound("x", code="model_not_found"), CloseCode.FORBIDDEN),
         (SluiceError("x"), CloseCode.INTERNAL_ERROR),
