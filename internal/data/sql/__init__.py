@@ -1,0 +1,1 @@
+"""What outlives the process: users, conversations, messages, responses, in SQLite or PostgreSQL."""
