@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from aiohttp.http_exceptions import HttpProcessingError
 
+_OWN = ("sluice", "cmd", "internal")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -48,12 +49,16 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 def configure(level: str, form: str, process: int | None = None) -> None:
     """Send the logs of the process to stderr, as `text` or `json`. Each line tells `process`, where there are
-    several."""
+    several. `level` is that of our own; of libraries only warnings are logged, or less."""
     handler = logging.StreamHandler(sys.stderr)
     who = "" if process is None else f"{process} "
     text = _TextFormatter(f"%(asctime)s {who}%(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
     handler.setFormatter(_JsonFormatter(process) if form == "json" else text)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    own = logging.getLevelNamesMapping()[level.upper()]
+    # On the level debug, aiosqlite would log what it stores: prompts, and the hashes of passwords.
+    logging.basicConfig(level=max(own, logging.WARNING), handlers=[handler], force=True)
+    for name in _OWN:
+        logging.getLogger(name).setLevel(own)
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
-    # aiohttp's access log would be a line for every health check.
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    # It warns of offered subprotocols that are none of ours, and one of them may be a key.
+    logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)

@@ -1,0 +1,108 @@
+"""python -m cmd.migrate, as an operator calls it."""
+
+import asyncio
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from internal.data.sql.migrate import LOCK
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
+
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text("models: [{name: echo, generator: echo}]\n")
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/data/sluice.db"
+    url: str = request.getfixturevalue("postgres_database")
+    return url
+
+
+async def start(conf: Path, url: str, *options: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cmd.migrate", "-conf", str(conf), *options),
+        cwd=ROOT,
+        env={"SLUICE_STORAGE__URL": url, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def run(conf: Path, url: str, *options: str) -> tuple[int, str, str]:
+    """Exit status, and what it printed."""
+    process = await start(conf, url, *options)
+    async with asyncio.timeout(PATIENCE_S):
+        output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def test_it_says_what_is_pending_migrates_and_is_up_to_date(conf: Path, url: str) -> None:
+    assert (await run(conf, url, "-check"))[:2] == (1, "is at nothing; pending: 0001\n")
+    assert (await run(conf, url))[:2] == (0, "migrated from nothing to 0001\n")
+    assert await run(conf, url) == (0, "is up to date, at 0001\n", "")
+    assert await run(conf, url, "-check") == (0, "is up to date, at 0001\n", "")
+
+
+@asynccontextmanager
+async def held_up(url: str) -> AsyncIterator[None]:
+    """Nobody can migrate meanwhile."""
+    if url.startswith("sqlite"):
+        path = Path(make_url(url).database or "")
+        path.parent.mkdir(exist_ok=True)
+        other = sqlite3.connect(path)
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.close()
+        return
+    async with create_async_engine(url, poolclass=NullPool).begin() as connection:
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+        yield
+
+
+async def test_four_processes_that_start_together_migrate_once(conf: Path, url: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        async with held_up(url):
+            processes = [await start(conf, url) for _ in range(4)]
+            for process in processes:
+                assert process.stderr
+                assert b"is not ready yet" in await process.stderr.readline()
+        told = [(await process.communicate())[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sorted(told) == [*["is up to date, at 0001\n"] * 3, "migrated from nothing to 0001\n"]
+
+
+async def test_a_storage_that_cannot_be_used_is_one_sentence(conf: Path, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Dear diary, " * 100)
+    for options in ((), ("-check",)):
+        status, output, errors = await run(conf, f"sqlite:///{path}", *options)
+        assert (status, output) == (1, "")
+        assert errors == f"the file {path} cannot be used: it is not an SQLite database (storage.url)\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"), [("", "storage.url is empty"), ("oracle://ada:hunter2@db/x", "storage.url")]
+)
+async def test_a_configuration_without_a_storage_is_refused(conf: Path, url: str, told: str) -> None:
+    status, output, errors = await run(conf, url)
+    assert (status, output) == (2, "")
+    assert told in errors
+    assert "hunter2" not in errors

@@ -1,0 +1,293 @@
+"""Migrations: what they make, by how many processes, and what happens when they cannot be."""
+
+import asyncio
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from internal.biz.errors import SluiceError, Unavailable
+from internal.data.sql.migrate import LOCK, MIGRATIONS, VERSION_TABLE, Migration, Patience, migrate, pending
+from internal.data.sql.tables import metadata
+
+HASTE = Patience(answer_s=0.0, lock_s=0.2)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database without tables."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path}/new/folder/sluice.db"
+    url: str = request.getfixturevalue("postgres_database")
+    return url
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Our migrations, to which a test may add some of its own."""
+    copy = tmp_path / "migrations of 50%"
+    shutil.copytree(MIGRATIONS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def add(folder: Path, number: int, *statements: str) -> None:
+    lines = "\n".join(f"    {statement}" for statement in statements)
+    source = f"""from alembic import op
+revision, down_revision = "{number:04}", "{number - 1:04}"
+def upgrade():
+{lines}
+"""
+    (folder / "versions" / f"{number:04}_more.py").write_text(source)
+
+
+def engine(url: str) -> AsyncEngine:
+    return create_async_engine(url, poolclass=NullPool)
+
+
+async def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
+    async with engine(url).connect() as connection:
+        return sorted(tuple(row) for row in await connection.execute(text(statement)))
+
+
+SCHEMA = {
+    "sqlite": ["SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name != 'sluice_version'"],
+    "postgresql": [
+        """SELECT table_name, column_name, data_type, is_nullable, character_maximum_length, column_default
+        FROM information_schema.columns WHERE table_schema = 'public' AND table_name != 'sluice_version'""",
+        """SELECT indexname, indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename != 'sluice_version'""",
+        """SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace AND conname NOT LIKE 'sluice_version%'""",
+    ],
+}
+
+
+async def schema(url: str) -> list[list[tuple[Any, ...]]]:
+    return [await rows(url, query) for query in SCHEMA[make_url(url).get_backend_name()]]
+
+
+# ── what they make ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_migrations_lead_to_the_tables_that_the_code_knows(empty_url: str) -> None:
+    await migrate(empty_url)
+
+    def differences(connection: Connection) -> list[Any]:
+        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        found: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+        return found
+
+    async with engine(empty_url).connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_migrations_make_what_the_code_itself_would_make_to_the_letter(empty_url: str) -> None:
+    await migrate(empty_url)
+    migrated = await schema(empty_url)
+    async with engine(empty_url).begin() as connection:
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+    assert migrated == await schema(empty_url)
+    assert all(migrated)
+
+
+async def test_a_migration_says_from_where_to_where(empty_url: str, folder: Path) -> None:
+    assert await pending(empty_url, folder) == Migration(None, ("0001",))
+    assert await migrate(empty_url, folder=folder) == Migration(None, ("0001",))
+    assert await migrate(empty_url, folder=folder) == Migration("0001", ())
+    add(folder, 2, "op.execute('CREATE TABLE pets (id INTEGER)')")
+    add(folder, 3, "op.execute('INSERT INTO pets VALUES (3)')")
+    assert await pending(empty_url, folder) == Migration("0001", ("0002", "0003"))
+    assert (await migrate(empty_url, folder=folder)).after == "0003"
+    assert await rows(empty_url, "SELECT id FROM pets") == [(3,)]
+
+
+async def test_who_only_asks_what_is_pending_makes_no_file(tmp_path: Path) -> None:
+    await pending(f"sqlite+aiosqlite:///{tmp_path}/new/sluice.db")
+    assert not (tmp_path / "new").exists()
+
+
+async def test_a_new_folder_is_its_owner_s_alone(tmp_path: Path) -> None:
+    await migrate(f"sqlite+aiosqlite:///{tmp_path}/new/sluice.db")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+async def test_an_sqlite_file_can_be_read_while_it_is_written(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/sluice.db"
+    await migrate(url)
+    assert await rows(url, "PRAGMA journal_mode") == [("wal",)]
+
+
+async def test_nothing_is_printed(empty_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    await migrate(empty_url)
+    assert capfd.readouterr() == ("", "")
+
+
+# ── what cannot be ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_migration_that_fails_half_way_leaves_nothing(empty_url: str, folder: Path) -> None:
+    await migrate(empty_url, folder=folder)
+    before = await schema(empty_url)
+    add(folder, 2, "op.execute('CREATE TABLE pets (id INTEGER)')", "op.execute('DROP TABLE messages')")
+    add(folder, 3, "op.execute('INSERT INTO pets VALUES (1)')", "op.execute('SELECT nonsense')")
+    with pytest.raises(SluiceError) as error:
+        await migrate(empty_url, folder=folder)
+    assert "could not be migrated to 0003" in error.value.message
+    assert "nonsense" in error.value.message
+    assert await schema(empty_url) == before
+    assert await pending(empty_url, folder) == Migration("0001", ("0002", "0003"))
+
+
+async def test_a_first_start_that_fails_leaves_an_empty_database(empty_url: str, folder: Path) -> None:
+    add(folder, 2, "1 / 0")
+    with pytest.raises(SluiceError, match="ZeroDivisionError"):
+        await migrate(empty_url, folder=folder)
+    assert not any(await schema(empty_url))
+    await migrate(empty_url)
+
+
+async def test_a_database_of_a_newer_version_is_left_alone(empty_url: str, folder: Path) -> None:
+    add(folder, 2, "op.execute('CREATE TABLE pets (id INTEGER)')")
+    await migrate(empty_url, folder=folder)
+    before = await schema(empty_url)
+    for attempt in (migrate, pending):
+        with pytest.raises(SluiceError) as error:
+            await attempt(empty_url)
+        assert not isinstance(error.value, Unavailable)
+        assert "newer than this program" in error.value.message
+        assert "0002" in error.value.message
+        assert "storage.url" in error.value.message
+    assert await schema(empty_url) == before
+
+
+async def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
+    if "sqlite" in empty_url:
+        Path(make_url(empty_url).database or "").parent.mkdir(parents=True)
+    async with engine(empty_url).begin() as connection:
+        await connection.execute(text("CREATE TABLE users (name TEXT)"))
+        # Theirs has the name that Alembic likes best.
+        await connection.execute(text("CREATE TABLE alembic_version (version_num TEXT)"))
+    with pytest.raises(SluiceError, match=r"users.* already exists"):
+        await migrate(empty_url)
+    assert await rows(empty_url, "SELECT * FROM users") == []
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SluiceError, match="/file/sub cannot be made: Not a directory"):
+        await migrate(f"sqlite+aiosqlite:///{tmp_path}/file/sub/sluice.db")
+
+
+async def test_an_sqlite_file_is_its_owner_s_alone(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/new/sluice.db"
+    before = os.umask(0)
+    try:
+        await migrate(url)
+        async with engine(url).begin() as connection:  # while it is open the files beside it are there
+            await connection.execute(text("DELETE FROM users"))
+            modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("sluice.db", "sluice.db-wal", "sluice.db-shm"), 0o600)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+async def test_the_mode_of_an_sqlite_file_that_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "sluice.db").touch()
+    (tmp_path / "sluice.db").chmod(0o660)
+    await migrate(f"sqlite+aiosqlite:///{tmp_path}/sluice.db")
+    assert (tmp_path / "sluice.db").stat().st_mode & 0o777 == 0o660
+
+
+async def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SluiceError, match="cannot be opened"):
+        await migrate(f"sqlite+aiosqlite:///{tmp_path}")
+
+
+async def test_a_user_that_may_not_create_tables_is_told_so(postgres_database: str) -> None:
+    async with engine(postgres_database).begin() as connection:
+        await connection.execute(text("CREATE USER reader"))
+        await connection.execute(text("REVOKE CREATE ON SCHEMA public FROM public"))
+    reader = make_url(postgres_database).set(username="reader").render_as_string(hide_password=False)
+    try:
+        with pytest.raises(SluiceError, match=r"'reader' may not create tables in .*GRANT"):
+            await migrate(reader)
+    finally:
+        async with engine(postgres_database).begin() as connection:
+            await connection.execute(text("DROP USER reader"))
+
+
+async def test_a_driver_that_is_not_installed_is_named() -> None:
+    with pytest.raises(SluiceError, match="the driver aiomysql is not installed: pip install aiomysql"):
+        await migrate("mysql+aiomysql://ada:hunter2@localhost/sluice")
+
+
+# ── several at once ──────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def held_up(url: str) -> AsyncIterator[None]:
+    """Nobody can migrate meanwhile."""
+    if "sqlite" in url:
+        path = Path(make_url(url).database or "")
+        path.parent.mkdir(parents=True)
+        other = sqlite3.connect(path)
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.close()
+        return
+    async with engine(url).begin() as connection:
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+        yield
+
+
+async def test_who_waits_for_another_says_so_and_not_for_ever(
+    empty_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="internal"):
+        async with held_up(empty_url):
+            with pytest.raises(Unavailable, match="another process has kept the storage locked"):
+                await migrate(empty_url, HASTE)
+    assert ["is not ready yet" in line for line in caplog.messages] == [True]
+    assert (await migrate(empty_url, HASTE)).after == "0001"
+
+
+async def test_who_waits_can_be_stopped(empty_url: str) -> None:
+    async with held_up(empty_url):
+        migrating = asyncio.create_task(migrate(empty_url))
+        await asyncio.sleep(0.15)
+        migrating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(migrating, 3)
+    assert (await migrate(empty_url, HASTE)).after == "0001"
+
+
+async def test_a_database_that_is_not_up_yet_is_waited_for(own_postgres: Any) -> None:
+    await own_postgres.kill()
+    migrating = asyncio.create_task(migrate(own_postgres.url))
+    await asyncio.sleep(0.2)
+    assert not migrating.done()
+    await own_postgres.start()
+    assert (await migrating).after == "0001"
+
+
+async def test_a_database_that_never_comes_up_is_told() -> None:
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 cannot be reached"):
+        await migrate("postgresql+asyncpg://ada:hunter2@127.0.0.1:1/sluice", HASTE)
+
+
+async def test_eight_at_once_migrate_once(empty_url: str) -> None:
+    done = await asyncio.gather(*(migrate(empty_url) for _ in range(8)))
+    assert sorted(one.before or "" for one in done) == ["", *["0001"] * 7]
