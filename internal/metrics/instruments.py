@@ -112,6 +112,9 @@ class Instruments(Collector):
         self._lost = self._queue_counter("responses_lost", "Responses that the queue has lost")
         self._dead = self._queue_counter("dead_letters", "Requests given up")
         self._redis_errors = Counter("sluice_redis_errors", "Failed calls of Redis", registry=registry)
+        self._limiter_failures = Counter(
+            "sluice_limiter_failures", "Times that budgets could not be looked up", registry=registry
+        )
         # Looking a child up takes longer than counting; models and statuses are few.
         self._response_counter = functools.cache(self._responses.labels)
         self._response_timer = functools.cache(self._response_seconds.labels)
@@ -142,6 +145,9 @@ class Instruments(Collector):
 
     def redis_error(self) -> None:
         self._redis_errors.inc()
+
+    def limiter_failed(self) -> None:
+        self._limiter_failures.inc()
 
     def session_opened(self) -> None:
         self._sessions.inc()

@@ -66,6 +66,13 @@ def test_traffic_is_read_when_it_is_scraped() -> None:
     assert found["sluice_bytes_out_total", ()] == 500
 
 
+def test_budgets_that_could_not_be_looked_up() -> None:
+    instruments = Instruments()
+    instruments.limiter_failed()
+    instruments.limiter_failed()
+    assert samples(instruments)["sluice_limiter_failures_total", ()] == 2
+
+
 def test_responses_by_model_and_status() -> None:
     instruments = Instruments()
     instruments.response_ended("m", Status.COMPLETED, 0.2)
