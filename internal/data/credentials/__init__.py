@@ -1,0 +1,1 @@
+"""Passwords, tokens and secrets: what the rules of accounts need of cryptography."""
