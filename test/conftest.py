@@ -10,11 +10,15 @@ import gc
 import logging
 import os
 import secrets
+import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 import redis
 from hypothesis import settings as hypothesis_settings
@@ -30,6 +34,9 @@ from internal.biz.errors import SluiceError
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.log import Cursor
 from internal.biz.models import Message, Request, Role, Settings
+from internal.data.sql.database import Database
+from internal.data.sql.migrate import migrate
+from internal.data.sql.tables import metadata
 
 MAX_CALLBACK_S = 0.1
 PATIENCE_S = 5.0
@@ -292,6 +299,118 @@ async def postgres_database(postgres_url: str) -> AsyncIterator[str]:
         await connection.execute(text(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0"))
         yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
         await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+# ── both databases ───────────────────────────────────────────────────────────────────────────────
+
+
+def _migrate(url: str) -> None:
+    # On a thread: this one has an event loop already.
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(lambda: asyncio.run(migrate(url))).result()
+
+
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    _migrate(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_with_tables(postgres_url: str) -> Iterator[str]:
+    """The URL of a database that tests have one after the other: to make one takes a quarter of a second."""
+    name = f"tables_{secrets.token_hex(6)}"
+    _on_postgres(postgres_url, f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
+    url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+    _migrate(url)
+    yield url
+    _on_postgres(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def empty_postgres(postgres_url: str) -> Iterator[str]:
+    """The URL of a database of the module's own, empty at first."""
+    name = f"module_{secrets.token_hex(6)}"
+    _on_postgres(postgres_url, f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
+    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+    _on_postgres(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _on_postgres(url: str, *statements: str) -> None:
+    async def run() -> None:
+        engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(lambda: asyncio.run(run())).result()
+
+
+@pytest.fixture
+def sqlite_storage(sqlite_with_tables: Path, tmp_path: Path) -> str:
+    path = tmp_path / "sluice.db"
+    shutil.copy(sqlite_with_tables, path)
+    return f"sqlite+aiosqlite:///{path}"
+
+
+@pytest.fixture(scope="session")
+def empty_tables(postgres_with_tables: str) -> Iterator[Callable[[], None]]:
+    """Deletes all rows, over a connection that stays open: to connect takes longer than all else."""
+    url = make_url(postgres_with_tables).set(drivername="postgresql").render_as_string(hide_password=False)
+    deleting = "; ".join(f"DELETE FROM {table}" for table in metadata.tables)
+    with asyncio.Runner() as runner, ThreadPoolExecutor(1) as thread:
+
+        def run(work: Coroutine[Any, Any, Any]) -> Any:
+            # On a thread: the test's has an event loop already.
+            return thread.submit(runner.run, work).result()
+
+        connection = run(asyncpg.connect(url))
+        yield lambda: run(connection.execute(deleting))
+        run(connection.close())
+
+
+@pytest.fixture
+def postgresql_storage(postgres_with_tables: str, empty_tables: Callable[[], None]) -> str:
+    empty_tables()
+    return postgres_with_tables
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest) -> str:
+    """A database with tables and without rows: a file, and one on a PostgreSQL."""
+    url: str = request.getfixturevalue(f"{request.param}_storage")
+    return url
+
+
+@pytest.fixture
+async def database(watched_loop: None, storage_url: str) -> AsyncIterator[Database]:
+    """It runs."""
+    async with running(storage_url) as it:
+        yield it
+
+
+OpenDatabase = Callable[[str], AbstractAsyncContextManager[Database]]
+
+
+@pytest.fixture(scope="session")
+def open_database() -> OpenDatabase:
+    return running
+
+
+@asynccontextmanager
+async def running(url: str) -> AsyncIterator[Database]:
+    """The database at `url`, which writes."""
+    database = Database(url)
+    writing = asyncio.create_task(database.run())
+    try:
+        yield database
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await database.close()
 
 
 class OwnPostgres:

@@ -1,19 +1,30 @@
 """The use cases: ask a model, follow an answer, stop it."""
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, Unavailable
+from internal.biz.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    SluiceError,
+    Unavailable,
+    unknown_response,
+)
+from internal.biz.events import QueueUpdate, ResponseQueued
+from internal.biz.limits import Budget, Limiter
 from internal.biz.log import Cursor, Follower
 from internal.biz.models import (
     Backlog,
+    Caller,
     Failure,
     Message,
     Request,
     Response,
-    Role,
     Settings,
     Status,
     WorkerInfo,
@@ -23,21 +34,68 @@ from internal.biz.ports import History, Queue
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One turn of a user: what is new, for which model (None: the default), and how to answer."""
+    """One turn of a user: what is new, for which model (None: the default), and how to answer.
+
+    `begins`: the conversation that the settings name does not exist yet, and begins with this turn.
+    """
 
     turn: tuple[Message, ...]
     model: str | None = None
     settings: Settings = Settings()
+    begins: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRules:
+    """`models` may be asked for; the first is the default, and those in `titling` find titles for
+    conversations. With `owners_only` a response can be followed, continued and stopped only by who asked for
+    it; otherwise it is enough to know its id, which cannot be guessed."""
+
+    models: tuple[str, ...]
+    titling: tuple[str, ...] = ()
+    owners_only: bool = False
+
+
+class Callers(Protocol):
+    """Knows who is let in; the accounts do."""
+
+    async def still_valid(self, caller: Caller) -> bool:
+        """Whether somebody who was identified earlier would be again. Raises Unavailable."""
+
+
+class Titling(Protocol):
+    """Finds titles for conversations."""
+
+    def expect(self) -> None:
+        """A conversation that wants a title has begun."""
 
 
 class Chat:
     """Between sessions and the queue. One per process."""
 
-    def __init__(self, queue: Queue, history: History, models: Sequence[str]) -> None:
-        """`models` are the names that may be asked for; the first is the default."""
+    def __init__(
+        self,
+        queue: Queue,
+        history: History,
+        limiter: Limiter,
+        settle: Callable[[Sequence[Response]], Awaitable[None]],
+        rules: ChatRules,
+        callers: Callers | None = None,
+        titles: Titling | None = None,
+    ) -> None:
+        """`settle` stores how responses ended. Without `callers` all are guests."""
         self._queue = queue
         self._history = history
-        self.models = tuple(models)
+        self._limiter = limiter
+        self._settle = settle
+        self._rules = rules
+        self._callers = callers
+        self._titles = titles
+        self.models = rules.models
+
+    async def is_still_valid(self, caller: Caller) -> bool:
+        """Whether a caller who came in some time ago would come in now. Raises Unavailable."""
+        return caller.is_guest or self._callers is None or await self._callers.still_valid(caller)
 
     def require_model(self, name: str | None) -> str:
         """The model of this name, or the default. Raises NotFound."""
@@ -52,58 +110,77 @@ class Chat:
             )
         return name
 
-    async def submit(self, user: str, ask: Ask, response_id: str) -> None:
-        """Store the turn and publish the request under a new id.
+    async def submit(self, caller: Caller, ask: Ask, response_id: str) -> Budget | None:
+        """Store the turn and publish the request under a new id. Returns what the caller has left.
 
-        Raises InvalidRequest, NotFound, Conflict or Unavailable; then nothing was published. When it is
-        cancelled, the response may have been published.
+        Raises InvalidRequest, NotFound, Conflict, TooManyRequests or Unavailable; then nothing was published.
+        When it is cancelled, the response may have been published.
         """
         model = self.require_model(ask.model)
         settings = ask.settings
         if not ask.turn:
             raise InvalidRequest("the input is empty", param="input")
-        messages = ask.turn
-        if settings.previous_response_id is not None:
-            messages = await self._history.messages(settings.previous_response_id) + messages
-        if settings.instructions is not None:
-            messages = (Message(Role.SYSTEM, settings.instructions), *messages)
-        request = Request(response_id, model, user, time.time(), messages, settings)
-        if settings.store:
-            await self._history.begin(request, ask.turn)
+        request = Request(response_id, model, caller.user, time.time(), ask.turn, settings)
+        owner = caller.user if self._rules.owners_only else None
+        wants_title = settings.conversation_id is not None and model in self._rules.titling
+        budget = await self._limiter.admit(caller, response_id)
+        is_known = False
         try:
+            if settings.store:
+                await self._history.begin(request, owner, begins=ask.begins, wants_title=wants_title)
+            elif request.continues and not ask.begins:
+                await self._history.check(request, owner)
+            is_known = True
             await self._queue.publish(request)
+            if wants_title and settings.store and self._titles is not None:
+                self._titles.expect()
         except SluiceError as error:
             failure = Failure(error.code, error.message)
             with contextlib.suppress(Unavailable):
-                await self._history.finish([Response.of(request, Status.FAILED, failure=failure)])
+                await self._settle([Response.of(request, Status.FAILED, failure=failure)])
             raise
+        except asyncio.CancelledError:
+            if not is_known:  # nobody else would give its place back
+                await self._limiter.settle([Response.of(request, Status.CANCELLED)])
+            raise
+        return budget
 
     async def submit_again(self, earlier: Request, response_id: str) -> None:
         """Publish what `earlier` asked under a new id, and store it as a turn of its own.
 
-        The dialogue before it may be forgotten by now: then all of it becomes this turn. Raises as `submit`.
+        The dialogue before it may be forgotten by now: then it begins anew. Raises as `submit`.
         """
-        settings, turn = earlier.settings, earlier.messages
-        if settings.instructions is not None:
-            turn = turn[1:]
-        if settings.previous_response_id is not None:
-            before: tuple[Message, ...] = ()
-            with contextlib.suppress(NotFound, Conflict):
-                before = await self._history.messages(settings.previous_response_id)
-            if before and turn[: len(before)] == before:
-                turn = turn[len(before) :]
-            else:
-                settings = replace(settings, previous_response_id=None)
-        await self.submit(earlier.user, Ask(turn, earlier.model, settings), response_id)
+        caller = Caller(earlier.user)
+        ask = Ask(earlier.messages, earlier.model, earlier.settings)
+        try:
+            await self.submit(caller, ask, response_id)
+        except (NotFound, Conflict):
+            if not earlier.continues:
+                raise
+            alone = replace(earlier.settings, previous_response_id=None, conversation_id=None)
+            await self.submit(caller, replace(ask, settings=alone), response_id)
 
     async def follow(
-        self, response_id: str, after: int, follower: Follower, *, queue_updates: bool = False
+        self,
+        caller: Caller,
+        response_id: str,
+        after: int,
+        follower: Follower,
+        *,
+        queue_updates: bool = False,
     ) -> Cursor:
         """Follow a response behind event `after` (-1: from the start). Raises NotFound."""
-        return await self._queue.follow(response_id, after, follower, queue_updates=queue_updates)
+        cursor = await self._queue.follow(response_id, after, follower, queue_updates=queue_updates)
+        if self._rules.owners_only and _user(cursor) != caller.user:
+            cursor.close()
+            raise unknown_response(response_id)
+        return cursor
 
-    async def cancel(self, response_id: str) -> None:
+    async def cancel(self, caller: Caller, response_id: str) -> None:
         """Stop a response; harmless when it has ended. Raises NotFound."""
+        if self._rules.owners_only:
+            cursor = await self.follow(caller, response_id, -1, _Nobody())
+            cursor.close()
         await self._queue.cancel(response_id)
 
     async def cancel_unfollowed(self, response_id: str) -> None:
@@ -121,3 +198,20 @@ class Chat:
     async def workers(self) -> Sequence[WorkerInfo]:
         """Who generates."""
         return await self._queue.workers()
+
+
+class _Nobody:
+    """A follower that is not interested."""
+
+    def wake(self) -> None:
+        return
+
+    def queue_update(self, cursor: Cursor, update: QueueUpdate) -> None:
+        return
+
+
+def _user(cursor: Cursor) -> str:
+    """Who asked for a response."""
+    first = cursor.log.events[0]
+    assert isinstance(first, ResponseQueued)
+    return first.response.user

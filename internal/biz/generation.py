@@ -30,10 +30,14 @@ from internal.biz.models import (
     OutputItem,
     Request,
     Response,
+    Role,
     Settings,
     Status,
     Usage,
 )
+
+MAX_CHARS_PER_TOKEN = 16
+"""No tokenizer says more with one token, on average over a message."""
 
 
 class Job:
@@ -121,6 +125,7 @@ class Transcript(Job):
         "attempt",
         "delivery",
         "events",
+        "first_token_at",
         "number",
         "receipt",
     )
@@ -133,6 +138,7 @@ class Transcript(Job):
         self.receipt = delivery.receipt
         self.number = len(delivery.emitted)
         self.events: tuple[Event, ...] = ()
+        self.first_token_at: float | None = None
         self._started = False
         self._items: list[OutputItem] = []
         self._kind: type[Delta] | None = None
@@ -157,6 +163,12 @@ class Transcript(Job):
                 self._index += 1
                 self._kind = None
                 self._texts = []
+
+    def recall(self, before: tuple[Message, ...]) -> None:
+        """Put what was said before the request's own messages, and the instructions before all."""
+        instructions = self.settings.instructions
+        system = (Message(Role.SYSTEM, instructions),) if instructions is not None else ()
+        self.messages = (*system, *before, *self.delivery.request.messages)
 
     def _said(self, kind: ItemKind, delta: type[Delta]) -> str:
         """All text of one kind, of the items that are done and of the open one."""
@@ -209,17 +221,22 @@ class Transcript(Job):
         """Say how the response ended; returns it."""
         complete = end.reason is FinishReason.STOP
         self._close_item(Status.COMPLETED if complete else Status.INCOMPLETE)
-        event = _terminal(self.delivery, end, tuple(self._items))
+        event = _terminal(self.delivery, end, tuple(self._items), self.first_token_at)
         self.events += (event,)
         return event.response
 
 
 def _terminal(
-    delivery: Delivery, end: Finished, output: tuple[OutputItem, ...]
+    delivery: Delivery, end: Finished, output: tuple[OutputItem, ...], first_token_at: float | None
 ) -> ResponseCompleted | ResponseIncomplete | ResponseFailed:
     """The event that ends a response for the reason of `end`."""
     response = functools.partial(
-        Response.of, delivery.request, output=output, usage=end.usage, attempt=delivery.attempt
+        Response.of,
+        delivery.request,
+        output=output,
+        usage=end.usage,
+        attempt=delivery.attempt,
+        first_token_at=first_token_at,
     )
     match end.reason:
         case FinishReason.STOP:

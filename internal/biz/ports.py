@@ -83,6 +83,9 @@ class Queue(Protocol):
     async def followers(self, response_id: str) -> int:
         """How many follow a response that still runs; 0 when it has ended or is unknown."""
 
+    async def unknown(self, responses: Sequence[Response]) -> Sequence[Response]:
+        """Those that the queue has never had, or has forgotten."""
+
     async def backlog(self, model: str) -> Backlog:
         """What waits for `model`, and what runs."""
 
@@ -121,33 +124,53 @@ class WorkQueue(Protocol):
 
 
 class History(Protocol):
-    """Finished turns, so that a response can continue an earlier one.
+    """What was said, turn by turn, so that a response can continue an earlier one.
 
+    A turn is the request's messages and the answer to them. It follows a response
+    (`settings.previous_response_id`) or the last answer of a conversation (`settings.conversation_id`).
     Every call raises Unavailable while the storage cannot be reached, and may then be repeated.
     """
 
-    async def messages(self, response_id: str) -> tuple[Message, ...]:
-        """The whole dialogue up to and including this response.
+    async def check(self, request: Request, owner: str | None) -> None:
+        """Whether the request may continue what it names.
 
-        Raises NotFound, and Conflict while the response still runs.
+        Raises NotFound when there is no such response or conversation, or it is not `owner`'s (None:
+        whoever knows a response's id may continue it), and Conflict while an answer there still runs.
         """
 
-    async def begin(self, request: Request, turn: tuple[Message, ...]) -> None:
-        """Store the user's turn before the request is published. Idempotent."""
+    async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
+        """Store the turn, before the request is published. Idempotent.
+
+        `begins`: its conversation begins with it, and is stored too. `wants_title`: a model is to find the
+        conversation a title, if it has none. Raises as `check`, and then stores nothing: of two turns at once
+        that continue a conversation one is refused.
+        """
+
+    async def before(self, requests: Sequence[Request], max_chars: int) -> Sequence[tuple[Message, ...]]:
+        """What was said before each of these, the oldest first: the newest turns, up to the first that goes
+        beyond `max_chars` (0: as many as are kept in mind), and the system messages of the very first turn.
+        What is forgotten is missing."""
 
     async def finish(self, responses: Sequence[Response]) -> None:
-        """Store how responses ended, before their logs say so.
+        """Store how responses ended, before their logs say so. Those that were never begun are ignored.
 
-        Idempotent: of what several attempts at one response say, the latest attempt's counts.
+        Idempotent: of what several attempts at one response say, the latest attempt's counts. What did not
+        fail is what its conversation continues from.
         """
+
+    async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
+        """Responses that were begun before this time (Unix seconds) and have not ended, by their ids, those
+        behind `after_id`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do: tokens of context (0: no limit), responses at a time."""
+    """What an engine can do: tokens of context (0: no limit), responses at a time. `remembers`: it looks at
+    what was said before."""
 
     context_length: int
     slots: int
+    remembers: bool = True
 
 
 class Sink(Protocol):
@@ -186,7 +209,7 @@ class Connection(Protocol):
 
     @property
     def remote(self) -> str:
-        """The peer's address."""
+        """The client's address."""
 
     @property
     def buffered_bytes(self) -> int:

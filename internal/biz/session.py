@@ -6,6 +6,7 @@ Knows commands and events, not frames or JSON: a codec translates. A session is 
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from typing import Protocol
 from internal.biz.chat import Ask, Chat
 from internal.biz.close import CloseCode
 from internal.biz.errors import InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
-from internal.biz.events import Event, QueueUpdate, ResponseFailed, join_deltas
+from internal.biz.events import Event, QueueUpdate, join_deltas
 from internal.biz.flusher import Flusher
 from internal.biz.ids import new_id
 from internal.biz.log import Cursor
-from internal.biz.models import Settings, Truncation
+from internal.biz.models import Caller, Settings, Truncation
 from internal.biz.ports import Connection
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 EVENTS_PER_WRITE = 128
 BYTES_PER_WRITE = 65536
 """Bounds of one write: what is more waits until the transport has room."""
+VALID_FOR_S = 30.0
+"""After so long it is looked again, at the next message, whether the client is still let in."""
 EVENTS_PER_JOIN = 4096
 """How far a lagging follower catches up in one write; adjacent deltas are joined."""
 
@@ -105,16 +108,20 @@ class Session:
     """
 
     __slots__ = (
+        "_begins",
         "_chat",
         "_codec",
+        "_conversation_id",
         "_cursors",
         "_dirty",
         "_flusher",
+        "_is_own",
         "_lanes",
-        "_last_response_id",
         "_limits",
         "_tasks",
+        "_valid_until",
         "_writer",
+        "caller",
         "closed",
         "connection",
         "draining",
@@ -126,13 +133,18 @@ class Session:
     def __init__(
         self,
         session_id: str,
+        caller: Caller,
         connection: Connection,
         codec: Codec,
         chat: Chat,
         flusher: Flusher,
         limits: SessionLimits,
+        conversation_id: str | None = None,
     ) -> None:
+        """`conversation_id`: what every message continues, where the codec says that they do; None: a
+        conversation of the session's own."""
         self.session_id = session_id
+        self.caller = caller
         self.connection = connection
         self.closed = False
         self.draining = False
@@ -147,7 +159,10 @@ class Session:
         self._lanes: dict[str | None, _Lane] | None = None
         self._tasks: set[asyncio.Task[None]] | None = None
         self._writer: asyncio.Task[None] | None = None
-        self._last_response_id: str | None = None
+        self._conversation_id = conversation_id
+        self._is_own = False
+        self._begins = False
+        self._valid_until = 0.0
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -157,10 +172,13 @@ class Session:
         While the client does not read what it was sent, only a cancel is heard; everything else waits,
         and so does the client's socket.
         """
+        if time.time() >= self._valid_until and not await self._is_still_valid():
+            self.connection.close(CloseCode.UNAUTHENTICATED, "your login has expired; log in again")
+            return
         try:
             command = self._codec.decode(data)
             if isinstance(command, Cancel):
-                await self._chat.cancel(command.response_id)
+                await self._chat.cancel(self.caller, command.response_id)
                 return
             await self._caught_up()
             if isinstance(command, Create):
@@ -169,6 +187,19 @@ class Session:
                 await self._resume(command)
         except SluiceError as error:
             await self.refuse(error, self._codec.lane(data))
+
+    async def _is_still_valid(self) -> bool:
+        """Look again who the client is: tokens expire, keys are revoked, users are disabled."""
+        now, until = time.time(), self.caller.until
+        if until is not None and now >= until:
+            return False
+        try:
+            if not await self._chat.is_still_valid(self.caller):
+                return False
+        except Unavailable:
+            log.debug("cannot look up a caller")  # and be it only to tell them what else is not available
+        self._valid_until = now + VALID_FOR_S if until is None else min(until, now + VALID_FOR_S)
+        return True
 
     async def refuse(self, error: SluiceError, lane: str | None = None) -> None:
         """Send an error, once the client has read what it was sent."""
@@ -232,20 +263,19 @@ class Session:
             self._lanes.pop(create.lane, None)
 
     async def _submit(self, lane: _Lane, create: Create) -> None:
-        ask = create.ask
-        if self._codec.continues:
-            ask = self._continued(ask)
+        ask = self._continued(create.ask) if self._codec.continues else create.ask
         # Noted before anything is published, so that `close` can tell of it however far this came.
         lane.response_id = response_id = new_id("resp")
         try:
             try:
-                await self._chat.submit(self.session_id, ask, response_id)
-            except NotFound as error:
-                if not (self._codec.continues and error.param == "previous_response_id"):
+                await self._chat.submit(self.caller, ask, response_id)
+            except (NotFound, InvalidRequest) as error:
+                if not (self._is_own and error.param == "conversation"):
                     raise
-                # The dialogue idled so long that its history is gone: it begins anew.
-                self._last_response_id = None
-                await self._chat.submit(self.session_id, self._continued(ask), response_id)
+                # It was deleted, is full, or idled for so long that it was forgotten.
+                self._conversation_id = None
+                await self._chat.submit(self.caller, self._continued(ask), response_id)
+            self._begins = False
             self.responses += 1
             await self._follow(response_id, -1, create.lane, create.queue_updates)
         except Exception:
@@ -253,9 +283,10 @@ class Session:
             raise
 
     def _continued(self, ask: Ask) -> Ask:
-        previous = self._last_response_id
-        settings = Settings(previous_response_id=previous, truncation=Truncation.AUTO)
-        return Ask(ask.turn, ask.model, settings)
+        if self._conversation_id is None:
+            self._conversation_id, self._begins, self._is_own = new_id("conv"), True, True
+        settings = Settings(conversation_id=self._conversation_id, truncation=Truncation.AUTO)
+        return Ask(ask.turn, ask.model, settings, self._begins)
 
     async def _resume(self, resume: Resume) -> None:
         self._require_room()
@@ -264,7 +295,7 @@ class Session:
         await self._follow(resume.response_id, resume.after, resume.lane, resume.queue_updates)
 
     async def _follow(self, response_id: str, after: int, lane: str | None, queue_updates: bool) -> None:
-        cursor = await self._chat.follow(response_id, after, self, queue_updates=queue_updates)
+        cursor = await self._chat.follow(self.caller, response_id, after, self, queue_updates=queue_updates)
         cursor.lane = lane
         self._cursors += (cursor,)
         self.wake()
@@ -378,8 +409,6 @@ class Session:
             lane = self._lanes.get(cursor.lane) if self._lanes else None
             if self._lanes is None or lane is None or lane.response_id != cursor.response_id:
                 continue
-            if not isinstance(cursor.log.events[-1], ResponseFailed):
-                self._last_response_id = cursor.response_id
             lane.response_id = None
             if lane.waiting:
                 self._spawn_start(lane, lane.waiting.popleft())

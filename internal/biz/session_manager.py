@@ -3,17 +3,18 @@
 import asyncio
 import logging
 import time
-from collections import Counter
 from dataclasses import dataclass
 
 from internal.biz.chat import Chat
 from internal.biz.close import CloseCode
-from internal.biz.errors import TooManyRequests, Unavailable
+from internal.biz.errors import Unavailable
 from internal.biz.flusher import Flusher
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.ids import new_id
+from internal.biz.models import Caller
 from internal.biz.ports import Connection, Meter
 from internal.biz.session import Codec, Session, SessionLimits
+from internal.biz.turnstile import Turnstile
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _USUAL = (1000, 1001, 1005, 1006, CloseCode.RESTART)
 
 @dataclass(frozen=True, slots=True)
 class ManagerLimits:
-    """Connections in all and per address (0: no limit), and what a disconnect does.
+    """Connections in all and per address, of IPv6 per /64 (0: no limit), and what a disconnect does.
 
     With `cancel_on_disconnect` a response is stopped `grace_s` after its last follower left; otherwise
     it goes on to its end.
@@ -59,7 +60,7 @@ class SessionManager:
         self._limits = limits
         self._session_limits = session_limits
         self._sessions: dict[Session, float] = {}
-        self._per_ip: Counter[str] = Counter()
+        self.turnstile = Turnstile(limits.max_connections, limits.max_connections_per_ip)
         self._orphans: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -68,30 +69,34 @@ class SessionManager:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, connection: Connection, codec: Codec) -> Session:
-        """A session for a new connection. Raises Unavailable or TooManyRequests."""
-        limits, remote = self._limits, connection.remote
+    def open(
+        self, caller: Caller, connection: Connection, codec: Codec, conversation_id: str | None = None
+    ) -> Session:
+        """A session for a new connection, in which every message continues `conversation_id`, if the codec
+        says that they do. Raises Unavailable or TooManyRequests."""
         if self.draining:
             raise Unavailable("the server is restarting", code="restarting")
-        if limits.max_connections and len(self._sessions) >= limits.max_connections:
-            raise Unavailable("the server has as many connections as it takes; try again later")
-        if limits.max_connections_per_ip and self._per_ip[remote] >= limits.max_connections_per_ip:
-            raise TooManyRequests("too many connections from your address")
-        session = Session(new_id("sess"), connection, codec, self._chat, self._flusher, self._session_limits)
+        self.turnstile.enter(connection.remote)
+        session = Session(
+            new_id("sess"),
+            caller,
+            connection,
+            codec,
+            self._chat,
+            self._flusher,
+            self._session_limits,
+            conversation_id,
+        )
         self._sessions[session] = time.monotonic()
-        self._per_ip[remote] += 1
         self._heartbeat.add(session)
         self._meter.session_opened()
-        log.debug("session opened", extra={"session": session.session_id, "remote": remote})
+        log.debug("session opened", extra={"session": session.session_id, "remote": connection.remote})
         return session
 
     async def close(self, session: Session, code: int) -> None:
         """Forget a session whose connection has ended with `code`."""
         opened_at = self._sessions.pop(session)
-        remote = session.connection.remote
-        self._per_ip[remote] -= 1
-        if not self._per_ip[remote]:
-            del self._per_ip[remote]
+        self.turnstile.leave(session.connection.remote)
         for response_id in await session.close():
             self._orphan(response_id)
         self._meter.session_closed(code)

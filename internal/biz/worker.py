@@ -10,10 +10,19 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from internal.biz.errors import Unavailable
+from internal.biz.errors import GenerationFailed, Unavailable
 from internal.biz.events import QueueUpdate, ReasoningDelta, TextDelta
-from internal.biz.generation import Chunk, Delivery, Finished, Prefilled, Transcript
+from internal.biz.generation import (
+    MAX_CHARS_PER_TOKEN,
+    Chunk,
+    Delivery,
+    Finished,
+    FinishReason,
+    Prefilled,
+    Transcript,
+)
 from internal.biz.inbox import StepInbox
+from internal.biz.models import Message, Response
 from internal.biz.ports import Generator, History, Meter, Progress, WorkQueue
 
 log = logging.getLogger(__name__)
@@ -24,6 +33,10 @@ LONGEST_PAUSE_S = 1.0
 """Between two tries while the queue or the storage cannot be reached."""
 
 T = TypeVar("T")
+
+
+def _forgotten() -> GenerationFailed:
+    return GenerationFailed("what was said before cannot be read; begin a new conversation")
 
 
 class _Run(Transcript):
@@ -48,12 +61,20 @@ class Worker:
     """
 
     def __init__(
-        self, model: str, generator: Generator, queue: WorkQueue, history: History, meter: Meter
+        self,
+        model: str,
+        generator: Generator,
+        queue: WorkQueue,
+        history: History,
+        settle: Callable[[Sequence[Response]], Awaitable[None]],
+        meter: Meter,
     ) -> None:
+        """`settle` stores how responses ended."""
         self.model = model
         self._generator = generator
         self._queue = queue
         self._history = history
+        self._settle = settle
         self._meter = meter
         self._runs: dict[Delivery, _Run] = {}
         """All deliveries that have not been settled."""
@@ -96,6 +117,20 @@ class Worker:
             some = runs[start : start + RELEASED_AT_ONCE]
             await asyncio.gather(*(self._release(run) for run in some))
 
+    async def cut_short(self, timeout_s: float) -> None:
+        """Take nothing new, and cancel what runs, so that what was said is stored: where the queue dies with
+        its process, nobody else could go on with it."""
+        self._draining = True
+        if self._claiming is not None:
+            self._claiming.cancel()
+        for run in list(self._runs.values()):
+            self.revoke(run.delivery)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._runs:
+                    self._changed.clear()
+                    await self._changed.wait()
+
     async def _release(self, run: _Run) -> None:
         # If that fails, its lease runs out.
         with contextlib.suppress(Unavailable):
@@ -136,6 +171,9 @@ class Worker:
             for run in runs:
                 self._runs[run.delivery] = run
                 self._generating += 1
+            if not await self._recall(runs):
+                continue
+            for run in runs:
                 run.start()
             await self._append([run for run in runs if run.events])
             for run in runs:
@@ -146,6 +184,26 @@ class Worker:
                 self._generator.submit(run)
                 if run.revoked:
                     self._generator.cancel(run)
+
+    async def _recall(self, runs: Sequence[_Run]) -> bool:
+        """Give the runs what was said before, as far as the engine can look at it. When that fails, and not
+        because the storage is away, they have failed."""
+        capabilities = self._generator.capabilities
+        before: Sequence[tuple[Message, ...]] = [()] * len(runs)
+        if capabilities.remembers and any(run.delivery.request.continues for run in runs):
+            requests = [run.delivery.request for run in runs]
+            max_chars = capabilities.context_length * MAX_CHARS_PER_TOKEN
+            try:
+                before = await self._insist(lambda: self._history.before(requests, max_chars))
+            except Exception:
+                log.exception("what was said before cannot be read", extra={"responses": len(runs)})
+                for run in runs:
+                    self._stopped(run)
+                await self._end([(run, Finished(FinishReason.ERROR, error=_forgotten())) for run in runs])
+                return False
+        for run, messages in zip(runs, before, strict=True):
+            run.recall(messages)
+        return True
 
     def _stopped(self, run: _Run) -> None:
         """The engine has done with it."""
@@ -176,6 +234,18 @@ class Worker:
         for refused in await self._insist(lambda: self._queue.append(runs)):
             run: _Run = refused  # type: ignore[assignment]
             self.lose(run.delivery)
+
+    async def _store(self, responses: Sequence[Response]) -> None:
+        """Store how responses ended. One that cannot be stored must not keep the others from it, nor end
+        the worker: it is told, and lost to the history."""
+        try:
+            await self._insist(lambda: self._settle(responses))
+        except Exception:
+            if len(responses) == 1:
+                log.exception("an answer cannot be stored", extra={"response": responses[0].id})
+                return
+            for response in responses:
+                await self._store([response])
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Try until the other side can be reached."""
@@ -211,8 +281,8 @@ class Worker:
                         before, tokens = run.spoke_at_s, 0
                     if before:
                         tokens += 1
-                    elif run.attempt == 1:
-                        self._meter.first_token(self.model, time.time() - run.delivery.request.created_at)
+                    else:
+                        self._meter_first_token(run)
                     run.spoke_at_s = now
                 run.add(output)  # type: ignore[arg-type]
             elif isinstance(output, Finished):
@@ -222,6 +292,11 @@ class Worker:
                 self._queue.announce(run.delivery, QueueUpdate(0, output.done, output.total))
         self._meter_gap(now - before, tokens)
         return spoke, ended
+
+    def _meter_first_token(self, run: _Run) -> None:
+        run.first_token_at = time.time()
+        if run.attempt == 1:
+            self._meter.first_token(self.model, run.first_token_at - run.delivery.request.created_at)
 
     def _meter_gap(self, seconds: float, tokens: int) -> None:
         if tokens:
@@ -244,7 +319,7 @@ class Worker:
             settled.append((run, run.finish(end)))
         # The result is stored before the log says that it is complete: whoever reads the end of the
         # log may continue from it at once.
-        await self._insist(lambda: self._history.finish([response for _, response in settled]))
+        await self._store([response for _, response in settled])
         await self._append([run for run, _ in settled])
         for run, _ in ended:
             self._settled(run)

@@ -8,7 +8,13 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from internal.biz.errors import GenerationFailed, InvalidRequest, NotFound, Refused, Unavailable
+from internal.biz.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    Refused,
+    Unavailable,
+    unknown_response,
+)
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, Follower, ResponseLog
@@ -118,6 +124,9 @@ class MemoryQueue:
         finally:
             if self._positions_timer is not None:
                 self._positions_timer.cancel()
+
+    async def unknown(self, responses: Sequence[Response]) -> Sequence[Response]:
+        return [response for response in responses if response.id not in self._entries]
 
     async def backlog(self, model: str) -> Backlog:
         line = self._line(model)
@@ -278,11 +287,7 @@ class MemoryQueue:
     def _require(self, response_id: str) -> _Entry:
         entry = self._entries.get(response_id)
         if entry is None:
-            raise NotFound(
-                f"there is no response {response_id!r}, or it ended too long ago",
-                code="response_not_found",
-                param="response_id",
-            )
+            raise unknown_response(response_id)
         return entry
 
     async def followers(self, response_id: str) -> int:
@@ -345,12 +350,17 @@ class MemoryQueue:
         await self._conclude(_Ending(entry, last, last.finish(end)))
 
     async def _conclude(self, ending: _Ending) -> None:
+        self._endings.append(ending)  # whoever waits for this may be cancelled
         try:
             await self._settle([ending.response])
         except Unavailable as error:
             log.warning("cannot store how a response ended yet: %s", error.message)
-            self._endings.append(ending)
             return
+        except Exception:  # it is told all the same; else its log would never end
+            log.exception("an end cannot be stored", extra={"response": ending.response.id})
+        if ending not in self._endings:
+            return  # another try was quicker
+        self._endings.remove(ending)
         ending.entry.append(ending.last.attempt, ending.last.number, ending.last.events)
         self._retire(ending.entry)
 

@@ -55,7 +55,7 @@ class EchoGenerator:
         self._stopping = False
         self._idle = True
         self._thread: threading.Thread | None = None
-        self.capabilities = Capabilities(context_length=0, slots=slots)
+        self.capabilities = Capabilities(context_length=0, slots=slots, remembers=False)
 
     async def start(self, sink: Sink, progress: Progress) -> None:
         self._thread = threading.Thread(target=self._run, args=(sink,), name="echo", daemon=True)

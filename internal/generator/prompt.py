@@ -17,6 +17,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from internal.biz.errors import ContextLengthExceeded, InvalidRequest
+from internal.biz.generation import MAX_CHARS_PER_TOKEN
 from internal.biz.models import Message, Role, Truncation
 
 # Unicode noncharacters: they have no meaning in any text (Unicode §23.7), and are taken out of ours.
@@ -101,8 +102,6 @@ def _strftime_now(pattern: str) -> str:
 
 CHARS_PER_TOKEN = 4
 """What a token of ordinary text has, about."""
-MAX_CHARS_PER_TOKEN = 16
-"""No tokenizer says more with one token, on average over a message."""
 
 
 def fit(

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 
-from internal.biz.chat import Ask, Chat
+from internal.biz.chat import Ask, Chat, ChatRules
 from internal.biz.errors import InvalidRequest, SluiceError
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, TextDelta
 from internal.biz.flusher import Flusher
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
+from internal.biz.limits import NoLimits
 from internal.biz.log import Cursor
-from internal.biz.models import Message, Response, Role
+from internal.biz.models import Caller, Message, Request, Response, Role, Settings
 from internal.biz.session import Command, Create, Resume, Session, SessionLimits
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
@@ -204,15 +205,27 @@ class Run:
 class Server:
     """Queue, history and sessions are real; connections, codec and engine are the test's."""
 
-    def __init__(self, limits: QueueLimits | None = None) -> None:
+    def __init__(self, limits: QueueLimits | None = None, rules: ChatRules | None = None) -> None:
         self.history = MemoryHistory()
         self.queue = MemoryQueue(limits or QueueLimits(), self.history.finish)
-        self.chat = Chat(self.queue, self.history, ("m", "other"))
+        rules = rules or ChatRules(("m", "other"))
+        self.chat = Chat(self.queue, self.history, NoLimits(), self.history.finish, rules, self)
         self.flusher = Flusher(asyncio.get_running_loop())
         self.revoked: list[str] = []
         self.model: dict[str, list[Event]] = {}
         """What each log should hold behind response.queued."""
+        self.unknown_users: set[str] = set()
+        """Who may not come in any more."""
         self._clients: list[Client] = []
+
+    async def still_valid(self, caller: Caller) -> bool:
+        return caller.user not in self.unknown_users
+
+    async def said(self, response_id: str) -> list[str]:
+        """The dialogue up to and including a response."""
+        following = Request("", "m", "", 0.0, (), Settings(previous_response_id=response_id))
+        (messages,) = await self.history.before([following], 0)
+        return [message.content for message in messages]
 
     slots = room = 1
     """As a worker it takes one request at a time."""
@@ -227,12 +240,27 @@ class Server:
         return (await self.queue.backlog("m")).waiting
 
     def client(
-        self, *, max_in_flight: int = 8, write_timeout_s: float = 0.0, continues: bool = False
+        self,
+        *,
+        max_in_flight: int = 8,
+        write_timeout_s: float = 0.0,
+        continues: bool = False,
+        caller: Caller | None = None,
+        conversation_id: str | None = None,
     ) -> Client:
         connection, codec = FakeConnection(), FakeCodec(continues=continues)
         limits = SessionLimits(max_in_flight, write_timeout_s)
         name = f"sess_{len(self._clients)}"
-        session = Session(name, connection, codec, self.chat, self.flusher, limits)
+        session = Session(
+            name,
+            caller or Caller(name),
+            connection,
+            codec,
+            self.chat,
+            self.flusher,
+            limits,
+            conversation_id,
+        )
         client = Client(session, connection, codec)
         self._clients.append(client)
         return client
@@ -240,7 +268,10 @@ class Server:
     async def claim(self, model: str = "m") -> Run:
         async with asyncio.timeout(5):
             (delivery,) = await self.queue.claim(model, self)
-        return Run(self, delivery)
+        run = Run(self, delivery)
+        (before,) = await self.history.before([delivery.request], 0)
+        run.transcript.recall(before)
+        return run
 
     async def close(self) -> None:
         for client in self._clients:

@@ -1,19 +1,28 @@
 """Asking a model: what is refused, what is stored, what reaches the queue."""
 
+import asyncio
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from internal.biz.chat import Ask
-from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, Unavailable
+from internal.biz.chat import Ask, Chat, ChatRules
+from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
 from internal.biz.ids import new_id
-from internal.biz.models import Message, Request, Role, Settings
+from internal.biz.limits import NoLimits
+from internal.biz.models import Caller, Message, Request, Response, Role, Settings
+from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import QueueLimits
 
 if TYPE_CHECKING:
     from test.biz.conftest import Server
+    from test.conftest import Reader
 
+    MakeReader = Callable[[], Reader]
+
+ADA = Caller("ada")
 HELLO = (Message(Role.USER, "hello"),)
 
 
@@ -28,7 +37,7 @@ async def test_the_first_model_is_the_default(server: "Server") -> None:
 
 async def test_an_unknown_model_is_refused_and_the_known_ones_are_named(server: "Server") -> None:
     with pytest.raises(NotFound) as error:
-        await server.chat.submit("ada", Ask(HELLO, "nonsense"), new_id("resp"))
+        await server.chat.submit(ADA, Ask(HELLO, "nonsense"), new_id("resp"))
     assert error.value.code == "model_not_found"
     assert error.value.param == "model"
     assert "m, other" in error.value.message
@@ -36,59 +45,47 @@ async def test_an_unknown_model_is_refused_and_the_known_ones_are_named(server: 
 
 async def test_an_empty_turn_is_refused(server: "Server") -> None:
     with pytest.raises(InvalidRequest) as error:
-        await server.chat.submit("ada", Ask(()), new_id("resp"))
+        await server.chat.submit(ADA, Ask(()), new_id("resp"))
     assert error.value.param == "input"
     assert await server.waiting() == 0
-
-
-async def test_instructions_stand_before_the_dialogue_and_are_not_kept(server: "Server") -> None:
-    settings = Settings(instructions="be brief")
-    await server.chat.submit("ada", Ask(HELLO, settings=settings), new_id("resp"))
-    run = await server.claim()
-    assert run.delivery.request.messages == (Message(Role.SYSTEM, "be brief"), *HELLO)
-    await run.say("hi")
-    await run.finish()
-    await server.chat.submit("ada", Ask(HELLO, settings=after(run.id)), new_id("resp"))
-    following = await server.claim()
-    assert following.delivery.request.messages == (*HELLO, Message(Role.ASSISTANT, "hi"), *HELLO)
 
 
 @pytest.mark.parametrize("previous", ["resp_unknown", ""])
 async def test_continuing_an_unknown_response_is_refused(server: "Server", previous: str) -> None:
     with pytest.raises(NotFound) as error:
-        await server.chat.submit("ada", Ask(HELLO, settings=after(previous)), new_id("resp"))
+        await server.chat.submit(ADA, Ask(HELLO, settings=after(previous)), new_id("resp"))
     assert error.value.param == "previous_response_id"
     assert error.value.code == "previous_response_not_found"
 
 
 async def test_continuing_a_running_response_is_refused_for_now(server: "Server") -> None:
     running = "resp_running"
-    await server.chat.submit("ada", Ask(HELLO), running)
+    await server.chat.submit(ADA, Ask(HELLO), running)
     with pytest.raises(Conflict) as error:
-        await server.chat.submit("ada", Ask(HELLO, settings=after(running)), new_id("resp"))
+        await server.chat.submit(ADA, Ask(HELLO, settings=after(running)), new_id("resp"))
     assert error.value.retryable
 
 
 async def test_a_response_that_is_not_stored_cannot_be_continued(server: "Server") -> None:
-    await server.chat.submit("ada", Ask(HELLO, settings=Settings(store=False)), new_id("resp"))
+    await server.chat.submit(ADA, Ask(HELLO, settings=Settings(store=False)), new_id("resp"))
     run = await server.claim()
     await run.finish()
     with pytest.raises(NotFound):
-        await server.chat.submit("ada", Ask(HELLO, settings=after(run.id)), new_id("resp"))
+        await server.chat.submit(ADA, Ask(HELLO, settings=after(run.id)), new_id("resp"))
 
 
 async def test_a_full_queue_is_told(server_type: "type[Server]") -> None:
     server = server_type(QueueLimits(max_pending=1))
-    await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
+    await server.chat.submit(ADA, Ask(HELLO), new_id("resp"))
     with pytest.raises(Unavailable):
-        await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
+        await server.chat.submit(ADA, Ask(HELLO), new_id("resp"))
 
 
 async def test_cancelling_what_nobody_follows_spares_what_is_followed(server: "Server") -> None:
     client = server.client()
     await client.ask()
     followed = await server.claim()
-    await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
+    await server.chat.submit(ADA, Ask(HELLO), new_id("resp"))
     alone = await server.claim()
     for response_id in (followed.id, alone.id, "resp_unknown"):
         await server.chat.cancel_unfollowed(response_id)
@@ -122,19 +119,19 @@ async def test_a_turn_that_could_not_be_published_does_not_wait_for_ever(
     server_type: "type[Server]",
 ) -> None:
     server = server_type(QueueLimits(max_pending=1))
-    await server.chat.submit("ada", Ask(HELLO), "resp_1")
+    await server.chat.submit(ADA, Ask(HELLO), "resp_1")
     with pytest.raises(Unavailable):
-        await server.chat.submit("ada", Ask(HELLO), "resp_2")
-    assert await server.history.messages("resp_2") == HELLO
+        await server.chat.submit(ADA, Ask(HELLO), "resp_2")
+    assert await server.said("resp_2") == ["hello"]
 
 
 async def test_what_was_asked_before_can_be_asked_again_and_continued(server: "Server") -> None:
-    await server.chat.submit("ada", Ask(HELLO), new_id("resp"))
+    await server.chat.submit(ADA, Ask(HELLO), new_id("resp"))
     first = await server.claim()
     await first.say("hi")
     await first.finish()
     settings = Settings(instructions="be brief", previous_response_id=first.id, temperature=0.5)
-    await server.chat.submit("ada", Ask(HELLO, "other", settings), new_id("resp"))
+    await server.chat.submit(ADA, Ask(HELLO, "other", settings), new_id("resp"))
     asked = (await server.claim("other")).delivery.request
 
     await server.chat.submit_again(asked, "resp_again")
@@ -144,21 +141,109 @@ async def test_what_was_asked_before_can_be_asked_again_and_continued(server: "S
     )
     await again.say("well")
     await again.finish()
-    assert await server.history.messages("resp_again") == (
-        *HELLO,
-        Message(Role.ASSISTANT, "hi"),
-        *HELLO,
-        Message(Role.ASSISTANT, "well"),
-    )
+    assert await server.said("resp_again") == ["hello", "hi", "hello", "well"]
 
 
-async def test_what_is_asked_again_needs_nothing_of_what_was_stored_before(server: "Server") -> None:
-    dialogue = (*HELLO, Message(Role.ASSISTANT, "hi"), *HELLO)
-    settings = Settings(instructions="be brief", previous_response_id="resp_forgotten")
-    messages = (Message(Role.SYSTEM, "be brief"), *dialogue)
-    await server.chat.submit_again(Request("resp_old", "m", "ada", 0.0, messages, settings), "resp_new")
-    again = await server.claim()
-    assert again.delivery.request.messages == messages
-    assert again.delivery.request.created_at > 0.0
-    await again.finish()
-    assert await server.history.messages("resp_new") == dialogue
+async def test_what_is_asked_again_begins_anew_when_what_was_said_before_is_forgotten(
+    server: "Server",
+) -> None:
+    for gone in (Settings(previous_response_id="resp_gone"), Settings(conversation_id="conv_gone")):
+        settings = replace(gone, instructions="be brief")
+        await server.chat.submit_again(Request("resp_old", "m", "ada", 0.0, HELLO, settings), new_id("resp"))
+        again = await server.claim()
+        assert again.delivery.request.messages == HELLO
+        assert again.delivery.request.settings == Settings(instructions="be brief")
+        assert again.delivery.request.created_at > 0.0
+        await again.finish()
+        assert await server.said(again.id) == ["hello"]
+
+
+async def test_where_owners_only_may_a_response_of_somebody_else_is_not_found(
+    server_type: "type[Server]", make_reader: "MakeReader"
+) -> None:
+    server = server_type(rules=ChatRules(("m",), owners_only=True))
+    eve, reader = Caller("eve"), make_reader()
+    await server.chat.submit(ADA, Ask(HELLO), "resp_1")
+    with pytest.raises(NotFound):
+        await server.chat.follow(eve, "resp_1", -1, reader)
+    with pytest.raises(NotFound):
+        await server.chat.cancel(eve, "resp_1")
+    run = await server.claim()
+    await run.say("hi")
+    await server.chat.cancel(ADA, "resp_1")
+    assert server.revoked == ["resp_1"]
+    (await server.chat.follow(ADA, "resp_1", -1, reader)).close()
+    await run.finish()
+    assert await server.queue.followers("resp_1") == 0
+    with pytest.raises(NotFound):
+        await server.chat.submit(eve, Ask(HELLO, settings=after("resp_1")), new_id("resp"))
+    await server.chat.submit(ADA, Ask(HELLO, settings=after("resp_1")), new_id("resp"))
+
+
+async def test_elsewhere_it_is_enough_to_know_an_id(server: "Server", make_reader: "MakeReader") -> None:
+    eve = Caller("eve")
+    await server.chat.submit(ADA, Ask(HELLO), "resp_1")
+    (await server.chat.follow(eve, "resp_1", -1, make_reader())).close()
+    await (await server.claim()).finish()
+    await server.chat.submit(eve, Ask(HELLO, settings=after("resp_1")), new_id("resp"))
+
+
+class Budgets(NoLimits):
+    """Refuses the caller, or remembers who has places."""
+
+    def __init__(self, refusal: SluiceError | None = None) -> None:
+        self.places: list[str] = []
+        self._refusal = refusal
+
+    async def admit(self, caller: Caller, response_id: str) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        self.places.append(response_id)
+
+    async def settle(self, responses: Sequence[Response]) -> None:
+        for response in responses:
+            self.places.remove(response.id)
+
+
+def limited(server: "Server", budgets: Budgets) -> Chat:
+    async def settle(responses: Sequence[Response]) -> None:
+        await server.history.finish(responses)
+        await budgets.settle(responses)
+
+    return Chat(server.queue, server.history, budgets, settle, ChatRules(("m",)))
+
+
+async def test_who_has_spent_a_budget_is_refused_before_anything_is_stored(server: "Server") -> None:
+    chat = limited(server, Budgets(TooManyRequests("enough")))
+    with pytest.raises(TooManyRequests):
+        await chat.submit(ADA, Ask(HELLO), "resp_1")
+    assert await server.history.unfinished(time.time() + 1, "", 10) == []
+
+
+async def test_a_request_that_could_not_be_published_gives_its_place_back(
+    server_type: "type[Server]",
+) -> None:
+    server, budgets = server_type(QueueLimits(max_pending=1)), Budgets()
+    chat = limited(server, budgets)
+    await chat.submit(ADA, Ask(HELLO), "resp_1")
+    with pytest.raises(Unavailable):
+        await chat.submit(ADA, Ask(HELLO), "resp_2")
+    assert budgets.places == ["resp_1"]
+
+
+async def test_a_request_that_is_given_up_before_it_is_stored_gives_its_place_back(server: "Server") -> None:
+    budgets, storing = Budgets(), asyncio.Event()
+
+    class Slow(MemoryHistory):
+        async def begin(self, *args: object, **options: object) -> None:
+            storing.set()
+            await asyncio.Event().wait()
+
+    chat = Chat(server.queue, Slow(), budgets, server.history.finish, ChatRules(("m",)))
+    asking = asyncio.create_task(chat.submit(ADA, Ask(HELLO), "resp_1"))
+    await storing.wait()
+    assert budgets.places == ["resp_1"]
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    assert budgets.places == []

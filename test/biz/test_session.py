@@ -1,6 +1,7 @@
 """A session over a connection that is the test's: what a client gets, however slowly it reads."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from internal.biz.close import CloseCode
 from internal.biz.errors import GenerationFailed
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseQueued, TextDelta
 from internal.biz.generation import FinishReason
-from internal.biz.models import Message, Role
+from internal.biz.models import Caller, Message, Role
 from internal.biz.session import Cancel, Create, Resume
 
 if TYPE_CHECKING:
@@ -420,7 +421,7 @@ async def test_a_cancelled_response_ends_with_what_it_said(server: "Server", set
 
 
 def dialogue(run: "Run") -> list[str]:
-    return [message.content for message in run.delivery.request.messages]
+    return [message.content for message in run.transcript.messages]
 
 
 async def test_every_message_of_a_text_socket_continues_the_dialogue(
@@ -652,3 +653,84 @@ async def test_a_lost_peer_is_dropped(server: "Server") -> None:
     client = server.client()
     client.session.lost()
     assert client.connection.aborted
+
+
+async def test_a_socket_may_continue_a_conversation_that_exists(server: "Server", settle: "Settle") -> None:
+    ada = Caller("ada")
+    first = server.client(continues=True, caller=ada)
+    await first.ask("one")
+    run = await server.claim()
+    await run.say("1")
+    await run.finish()
+    await settle()
+    conversation_id = run.delivery.request.settings.conversation_id
+    second = server.client(continues=True, caller=ada, conversation_id=conversation_id)
+    await second.ask("two")
+    run = await server.claim()
+    assert dialogue(run) == ["one", "1", "two"]
+    await run.finish()
+    await settle()
+    await first.ask("three")  # sees what the other one has said
+    assert dialogue(await server.claim()) == ["one", "1", "two", "three"]
+
+
+async def test_a_conversation_takes_one_message_at_a_time(server: "Server") -> None:
+    ada = Caller("ada")
+    client = server.client(continues=True, caller=ada)
+    await client.ask("one")
+    run = await server.claim()
+    other = server.client(
+        continues=True, caller=ada, conversation_id=run.delivery.request.settings.conversation_id
+    )
+    await other.ask("two")
+    assert other.errors == ["conversation_locked"]
+
+
+@pytest.mark.parametrize("user", ["ada", "eve"])
+async def test_a_conversation_that_is_not_there_or_not_theirs_is_not_found(
+    server: "Server", settle: "Settle", user: str
+) -> None:
+    client = server.client(continues=True, caller=Caller("ada"))
+    await client.ask("one")
+    run = await server.claim()
+    await run.finish()
+    await settle()
+    theirs = run.delivery.request.settings.conversation_id
+    wanted = theirs if user == "eve" else "conv_unknown"
+    stranger = server.client(continues=True, caller=Caller(user), conversation_id=wanted)
+    for _ in range(2):
+        await stranger.ask("two")
+    assert stranger.errors == ["conversation_not_found"] * 2
+    assert await server.waiting() == 0
+
+
+async def test_a_login_that_expires_ends_the_session_at_the_next_message(
+    server: "Server", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    client = server.client(caller=Caller("ada", is_guest=False, until=now + 60))
+    await client.ask("one")
+    monkeypatch.setattr(time, "time", lambda: now + 59)
+    await client.ask("two", lane="b")
+    assert client.connection.closed_with is None
+    monkeypatch.setattr(time, "time", lambda: now + 61)
+    await client.ask("three", lane="c")
+    assert client.connection.closed_with == (
+        CloseCode.UNAUTHENTICATED,
+        "your login has expired; log in again",
+    )
+    assert await server.waiting() == 2
+
+
+async def test_a_user_who_is_not_let_in_any_more_is_closed_soon(
+    server: "Server", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    client = server.client(caller=Caller("ada", is_guest=False, key_id="key_1"))
+    await client.ask("one")
+    server.unknown_users.add("ada")
+    monkeypatch.setattr(time, "time", lambda: now + 31)
+    await client.ask("two", lane="b")
+    assert client.connection.closed_with is not None
+    assert client.connection.closed_with[0] == CloseCode.UNAUTHENTICATED
+    assert await server.waiting() == 1

@@ -11,7 +11,7 @@ from internal.biz.close import CloseCode
 from internal.biz.errors import TooManyRequests, Unavailable
 from internal.biz.generation import FinishReason
 from internal.biz.heartbeat import Heartbeat
-from internal.biz.models import Message, Role
+from internal.biz.models import Caller, Message, Role
 from internal.biz.session import Create, Resume, Session, SessionLimits
 from internal.biz.session_manager import ManagerLimits, SessionManager
 
@@ -60,7 +60,7 @@ class Door:
 
     def come(self, remote: str = "192.0.2.1") -> "Guest":
         connection, codec = self._connection_type(remote), self._codec_type()
-        return Guest(self.manager, self.manager.open(connection, codec), connection, codec)
+        return Guest(self.manager, self.manager.open(Caller("guest"), connection, codec), connection, codec)
 
 
 class Guest:
@@ -124,6 +124,16 @@ async def test_more_connections_of_one_address_than_allowed_are_kept_out(door: D
     door.come("192.0.2.2")
     await guest.leave()
     door.come("192.0.2.1")
+
+
+async def test_the_addresses_of_an_ipv6_network_count_as_one(door: Door) -> None:
+    door.build(per_ip=1)
+    guest = door.come("2001:db8::1")
+    with pytest.raises(TooManyRequests):
+        door.come("2001:db8::ffff")
+    door.come("2001:db8:0:1::1")
+    await guest.leave()
+    door.come("2001:db8::2")
 
 
 async def test_no_limit_lets_all_in(door: Door) -> None:

@@ -12,7 +12,7 @@ from internal.biz import worker as worker_module
 from internal.biz.errors import GenerationFailed, InvalidRequest, Unavailable
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseInProgress, TextDelta
 from internal.biz.generation import Chunk, Delivery, Finished, FinishReason, Job, Output, Prefilled
-from internal.biz.models import Message, Request, Response, Status, Usage
+from internal.biz.models import Message, Request, Response, Role, Settings, Status, Usage
 from internal.biz.ports import Append, Capabilities, Progress, Sink
 from internal.biz.worker import Worker
 from internal.data.memory_queue import MemoryQueue, QueueLimits
@@ -98,13 +98,31 @@ class FakeHistory:
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.before_end: list[bool] = []
+        self.said: dict[str, tuple[Message, ...]] = {}
+        self.asked_for: list[int] = []
+        self.unreadable = False
+        self.unstorable: set[str] = set()
+        """Both raise what nobody has thought of."""
         self.log_ended: Callable[[str], bool] = lambda _: False
 
-    async def messages(self, response_id: str) -> tuple[Message, ...]:
-        raise AssertionError("a worker does not ask")
+    async def check(self, request: Request, owner: str | None) -> None:
+        raise AssertionError("a worker does not check")
 
-    async def begin(self, request: Request, turn: tuple[Message, ...]) -> None:
+    async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
         raise AssertionError("a worker does not begin")
+
+    async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
+        raise AssertionError("a worker does not look for others' responses")
+
+    async def before(self, requests: Sequence[Request], max_chars: int) -> Sequence[tuple[Message, ...]]:
+        await asyncio.sleep(0)
+        if self.away:
+            self.away -= 1
+            raise Unavailable("the storage is away")
+        if self.unreadable:
+            raise ValueError("a row is broken")
+        self.asked_for.append(max_chars)
+        return [self.said.get(request.response_id, ()) for request in requests]
 
     async def finish(self, responses: Sequence[Response]) -> None:
         await self.go_on.wait()
@@ -112,6 +130,8 @@ class FakeHistory:
         if self.away:
             self.away -= 1
             raise Unavailable("the storage is away")
+        if any(response.id in self.unstorable for response in responses):
+            raise ValueError("a row is broken")
         self.before_end += [not self.log_ended(response.id) for response in responses]
         self.finished += responses
 
@@ -170,7 +190,9 @@ class Shop:
 
     def open(self, *, slots: int = 4, queue: MemoryQueue | None = None) -> None:
         self.engine.capabilities = Capabilities(0, slots)
-        self.worker = Worker("m", self.engine, queue or self.queue, self.history, self.meter)
+        self.worker = Worker(
+            "m", self.engine, queue or self.queue, self.history, self.history.finish, self.meter
+        )
         self._task = asyncio.create_task(self.worker.run(self.progress.append))
 
     @property
@@ -195,8 +217,10 @@ class Shop:
         error = None if self._task.cancelled() else self._task.exception()
         assert error is None, f"the worker died: {error!r}"
 
-    async def ask(self, *turn: str, queue_updates: bool = False) -> "Answer":
-        request, reader = self.make_request(*turn), self.make_reader()
+    async def ask(
+        self, *turn: str, queue_updates: bool = False, settings: Settings | None = None
+    ) -> "Answer":
+        request, reader = self.make_request(*turn, settings=settings), self.make_reader()
         await self.queue.publish(request)
         cursor = await self.queue.follow(request.response_id, -1, reader, queue_updates=queue_updates)
         reading = asyncio.create_task(reader.read(cursor))
@@ -451,7 +475,7 @@ async def test_a_worker_that_ends_stops_its_engine(shop: Shop, settle: "Settle")
 
 async def test_a_model_that_cannot_be_loaded_ends_the_worker(shop: Shop) -> None:
     shop.engine.refusal = GenerationFailed("no such file")
-    worker = Worker("m", shop.engine, shop.queue, shop.history, shop.meter)
+    worker = Worker("m", shop.engine, shop.queue, shop.history, shop.history.finish, shop.meter)
     with pytest.raises(GenerationFailed):
         await worker.run(shop.progress.append)
     assert shop.engine.stopped
@@ -796,3 +820,70 @@ async def test_draining_while_the_queue_is_away_ends_in_time(shop: Shop, settle:
     assert shop.worker is not None
     async with asyncio.timeout(1):
         await shop.worker.drain(0.01)
+
+
+def before(response_id: str) -> Settings:
+    return Settings(previous_response_id=response_id)
+
+
+async def test_the_engine_gets_instructions_what_was_said_before_and_the_new_turn(shop: Shop) -> None:
+    earlier = (Message(Role.USER, "q"), Message(Role.ASSISTANT, "a"))
+    shop.history.said["resp_2"] = earlier
+    settings = Settings(instructions="be brief", previous_response_id="resp_1")
+    await shop.queue.publish(shop.make_request("again", model="m", response_id="resp_2", settings=settings))
+    shop.open()
+    job = await shop.engine.job(0)
+    assert job.messages == (Message(Role.SYSTEM, "be brief"), *earlier, Message(Role.USER, "again"))
+    assert shop.history.asked_for == [0]
+
+
+async def test_only_as_much_is_read_as_could_fit_the_context(shop: Shop) -> None:
+    await shop.queue.publish(shop.make_request(model="m", settings=before("resp_1")))
+    shop.open()
+    shop.engine.capabilities = Capabilities(context_length=100, slots=4)
+    await shop.engine.job(0)
+    assert shop.history.asked_for == [1600]
+
+
+async def test_nothing_is_read_for_a_first_turn_or_an_engine_that_does_not_look_at_it(shop: Shop) -> None:
+    shop.open()
+    await shop.ask()
+    await shop.engine.job(0)
+    shop.engine.capabilities = Capabilities(0, 4, remembers=False)
+    await shop.queue.publish(shop.make_request(model="m", settings=before("resp_1")))
+    assert (await shop.engine.job(1)).messages == (Message(Role.USER, "hello"),)
+    assert shop.history.asked_for == []
+
+
+async def test_a_request_waits_until_what_was_said_before_it_can_be_read(shop: Shop) -> None:
+    shop.history.away = 2
+    await shop.queue.publish(shop.make_request(model="m", settings=before("resp_1")))
+    shop.open()
+    await shop.engine.job(0)
+    assert shop.history.asked_for == [0]
+
+
+async def test_an_answer_that_cannot_be_stored_is_told_and_keeps_nobody_else_from_it(shop: Shop) -> None:
+    shop.open()
+    answers = [await shop.ask(str(n)) for n in range(3)]
+    jobs = [await shop.engine.job(n) for n in range(3)]
+    shop.history.unstorable = {answers[1].id}
+    shop.engine.step(*((job, TextDelta("a")) for job in jobs))
+    shop.engine.step(*((job, STOP) for job in jobs))
+    assert [await answer.text() for answer in answers] == ["a"] * 3
+    assert {response.id for response in shop.history.finished} == {answers[0].id, answers[2].id}
+    again = await shop.ask()
+    shop.engine.say(await shop.engine.job(3), "b", STOP)
+    assert await again.text() == "b"
+
+
+async def test_a_dialogue_that_cannot_be_read_fails_its_requests_and_no_others(shop: Shop) -> None:
+    shop.history.unreadable = True
+    shop.open()
+    response = await (await shop.ask(settings=before("resp_1"))).response()
+    assert response.failure is not None
+    assert response.failure.code == "generation_failed"
+    shop.history.unreadable = False
+    answer = await shop.ask()
+    shop.engine.say(await shop.engine.job(0), "a", STOP)
+    assert await answer.text() == "a"

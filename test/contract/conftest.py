@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 import redis
@@ -15,12 +15,15 @@ from internal.data import memory_queue
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
 from internal.data.redis import queue as redis_queue
-from internal.data.redis.history import RedisHistory
 from internal.data.redis.keys import Keys
 from internal.data.redis.link import RedisLink
 from internal.data.redis.queue import RedisQueue, RedisQueueOptions
 from internal.data.redis.work_queue import RedisWorkQueue
+from internal.data.sql.history import SqlHistory
 from internal.metrics.instruments import Instruments
+
+if TYPE_CHECKING:
+    from test.conftest import OpenDatabase
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Processes:
         self.cancel = publisher.cancel
         self.follow = follower.follow
         self.followers = follower.followers
+        self.unknown = follower.unknown
         self.backlog = follower.backlog
         self.workers = publisher.workers
         self.claim = worker.claim
@@ -182,17 +186,24 @@ async def queue(open_queue: OpenQueue) -> Queue:
     return await open_queue(Limits())
 
 
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def history_url(request: pytest.FixtureRequest) -> str:
+    """Where the history is: empty for one in memory."""
+    if request.param == "memory":
+        return ""
+    url: str = request.getfixturevalue(f"{request.param}_storage")
+    return url
+
+
 @pytest.fixture
-async def history(watched_loop: None, implementation: Implementation) -> AsyncIterator[ports.History]:
-    if not implementation.url:
+async def history(
+    history_url: str, open_database: "OpenDatabase", watched_loop: None
+) -> AsyncIterator[ports.History]:
+    if not history_url:
         yield MemoryHistory()
         return
-    link = implementation.link("0")
-    running = asyncio.create_task(link.run())
-    await link.wait_heard()
-    yield RedisHistory(link, implementation.prefix)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with open_database(history_url) as database:
+        yield SqlHistory(database)
 
 
 @pytest.fixture

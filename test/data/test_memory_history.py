@@ -25,6 +25,18 @@ def ended(request: Request, text: str, status: Status = Status.COMPLETED) -> Res
     return Response.of(request, status, output=output)
 
 
+def following(response_id: str) -> Request:
+    settings = Settings(previous_response_id=response_id)
+    return Request("resp_next", "m", "ada", 0.0, (user("?"),), settings)
+
+
+async def dialogue_of(history: MemoryHistory, response_id: str) -> tuple[Message, ...]:
+    """Raises NotFound when it is forgotten."""
+    await history.check(following(response_id), None)
+    (before,) = await history.before([following(response_id)], 0)
+    return before
+
+
 class Dialogue:
     """Turns, each continuing the one before."""
 
@@ -35,7 +47,7 @@ class Dialogue:
 
     async def turn(self, question: str, answer: str, status: Status = Status.COMPLETED) -> str:
         request = self._make_request(question, settings=Settings(previous_response_id=self.last))
-        await self._history.begin(request, request.messages)
+        await self._history.begin(request, None, begins=False, wants_title=False)
         await self._history.finish([ended(request, answer, status)])
         self.last = request.response_id
         return request.response_id
@@ -47,11 +59,11 @@ async def test_the_number_of_turns_is_bounded_and_the_least_used_go_first(
     history = MemoryHistory(max_turns=3)
     dialogues = [Dialogue(history, make_request) for _ in range(4)]
     ids = [await dialogue.turn(f"q{n}", "a") for n, dialogue in enumerate(dialogues[:3])]
-    await history.messages(ids[0])
+    await dialogue_of(history, ids[0])
     await dialogues[3].turn("q3", "a")
-    assert len(await history.messages(ids[0])) == 2
+    assert len(await dialogue_of(history, ids[0])) == 2
     with pytest.raises(NotFound):
-        await history.messages(ids[1])
+        await dialogue_of(history, ids[1])
 
 
 async def test_text_is_bounded_in_bytes(make_request: "RequestFactory") -> None:
@@ -60,7 +72,7 @@ async def test_text_is_bounded_in_bytes(make_request: "RequestFactory") -> None:
     found = []
     for response_id in ids:
         try:
-            await history.messages(response_id)
+            await dialogue_of(history, response_id)
         except NotFound:
             continue
         found.append(response_id)
@@ -73,17 +85,32 @@ async def test_a_turn_larger_than_everything_is_not_kept_and_harms_nothing(
     history = MemoryHistory(max_bytes=5000)
     huge = await Dialogue(history, make_request).turn("q" * 10_000, "a")
     with pytest.raises(NotFound):
-        await history.messages(huge)
+        await dialogue_of(history, huge)
     small = await Dialogue(history, make_request).turn("q", "a")
-    assert len(await history.messages(small)) == 2
+    assert len(await dialogue_of(history, small)) == 2
 
 
 async def test_a_long_dialogue_stays_whole_while_it_is_used(make_request: "RequestFactory") -> None:
     history = MemoryHistory(max_turns=10)
     mine, others = Dialogue(history, make_request), Dialogue(history, make_request)
     for n in range(5):
-        await history.messages(await mine.turn(f"q{n}", f"a{n}"))
+        await dialogue_of(history, await mine.turn(f"q{n}", f"a{n}"))
         others.last = None
         await others.turn("x", "y")
     assert mine.last is not None
-    assert len(await history.messages(mine.last)) == 10
+    assert len(await dialogue_of(history, mine.last)) == 10
+
+
+async def test_the_number_of_conversations_is_bounded(make_request: "RequestFactory") -> None:
+    history = MemoryHistory(max_turns=3)
+    for n in range(5):
+        request = make_request(settings=Settings(conversation_id=f"conv_{n}"))
+        await history.begin(request, None, begins=True, wants_title=False)
+        await history.finish([ended(request, "a")])
+    for n, is_known in enumerate([False, False, True, True, True]):
+        request = make_request(settings=Settings(conversation_id=f"conv_{n}"))
+        if is_known:
+            await history.check(request, None)
+            continue
+        with pytest.raises(NotFound):
+            await history.check(request, None)

@@ -40,7 +40,6 @@ from internal.biz.events import (
 from internal.biz.models import (
     Failure,
     ItemKind,
-    Message,
     OutputItem,
     Request,
     Response,
@@ -55,7 +54,6 @@ REASONING = b'["r"'
 """How deltas begin."""
 
 _REQUEST = TypeAdapter(Request)
-_MESSAGES = TypeAdapter(tuple[Message, ...])
 _TERMINAL: dict[Status, type[Terminal]] = {
     Status.COMPLETED: ResponseCompleted,
     Status.INCOMPLETE: ResponseIncomplete,
@@ -76,14 +74,6 @@ def load_request(data: bytes) -> Request:
         raise InvalidRequest(
             f"the request cannot be decoded: {where or 'it'} is not valid", code="request_undecodable"
         ) from error
-
-
-def dump_messages(messages: Sequence[Message]) -> bytes:
-    return orjson.dumps(messages)
-
-
-def load_messages(data: bytes) -> tuple[Message, ...]:
-    return _MESSAGES.validate_json(data)
 
 
 def head_of(request: Request) -> Request:

@@ -16,6 +16,8 @@ cluster too:
     p:node:NAME       channel news for one server process, key with its sign of life
     p:worker:NAME     channel news for one worker process
     p:tick:NAME       channel what a process says to itself
+
+Limits have the tag `{p}`, which no model has: see `limiter`.
 """
 
 from dataclasses import dataclass
@@ -30,6 +32,15 @@ class Keys:
     def base(self, model: str) -> str:
         """What all keys of a model begin with."""
         return f"{{{self.prefix}:{model}}}"
+
+    def meta(self, model: str, response_id: str) -> str:
+        """What there is as long as a response is known."""
+        return f"{self.base(model)}:meta:{response_id}"
+
+    @property
+    def limits(self) -> str:
+        """What all keys of budgets begin with."""
+        return f"{{{self.prefix}}}:limits"
 
     @property
     def nodes(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from internal.biz.errors import GenerationFailed, InvalidRequest, NotFound, Unavailable
+from internal.biz.errors import GenerationFailed, InvalidRequest, Unavailable, unknown_response
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.log import Cursor, Follower
@@ -152,7 +152,7 @@ class RedisQueue:
             verdict = await self._cancel(model, response_id)
             if verdict != b"unknown":
                 return
-        raise _not_found(response_id)
+        raise unknown_response(response_id)
 
     async def _cancel(self, model: str, response_id: str) -> Any:
         verdict = await self._link.call(
@@ -170,6 +170,12 @@ class RedisQueue:
     def _models_of(self, response_id: str) -> Iterable[str]:
         mirror = self._mirrors.get(response_id)
         return (mirror.head.model,) if mirror is not None else self._models
+
+    async def unknown(self, responses: Sequence[Response]) -> Sequence[Response]:
+        exists = await asyncio.gather(
+            *(self._link.command("EXISTS", self._keys.meta(one.model, one.id)) for one in responses)
+        )
+        return [one for one, found in zip(responses, exists, strict=True) if not found]
 
     async def backlog(self, model: str) -> Backlog:
         return await read_backlog(self._link, self._keys.base(model))
@@ -226,7 +232,7 @@ class RedisQueue:
                 if response_id in self._missed:  # the news overtook the answer to our call
                     self._look_at(response_id)
                 return mirror
-            raise _not_found(response_id)
+            raise unknown_response(response_id)
         finally:
             self._loading[response_id] -= 1
             if not self._loading[response_id]:
@@ -421,11 +427,3 @@ class RedisQueue:
             if position >= 0 and position != mirror.position:
                 mirror.position = position
                 mirror.announce(QueueUpdate(position))
-
-
-def _not_found(response_id: str) -> NotFound:
-    return NotFound(
-        f"there is no response {response_id!r}, or it ended too long ago",
-        code="response_not_found",
-        param="response_id",
-    )

@@ -16,11 +16,9 @@ from internal.data.redis.entries import (
     END,
     Decoder,
     decode_log,
-    dump_messages,
     dump_request,
     encode,
     head_of,
-    load_messages,
     load_request,
     parse,
 )
@@ -64,11 +62,6 @@ ends = st.builds(
 @given(requests)
 def test_a_request_is_read_as_it_was_written(request: Request) -> None:
     assert load_request(dump_request(request)) == request
-
-
-@given(messages)
-def test_messages_are_read_as_they_were_written(said: tuple[Message, ...]) -> None:
-    assert load_messages(dump_messages(said)) == said
 
 
 @given(requests)

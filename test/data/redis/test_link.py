@@ -203,12 +203,10 @@ async def test_what_is_posted_happens_some_time_and_is_dropped_when_too_much_wai
     monkeypatch.setattr(link_module, "MAX_PENDING", 2)
     base = f"{{{redis_prefix}:m}}"
     for number in range(4):
-        link.post("begin_turn", base, f"r{number}", "", "[]")
+        link.post("publish", base, f"r{number}", "ada", 0, "{}", "{}", "node", 0)
     monkeypatch.undo()
-    assert set(await link.command("HKEYS", base)) == {
-        *(b"r0:said", b"r0:previous", b"r1:said", b"r1:previous"),
-        b"bytes",
-    }
+    published = [await link.command("EXISTS", f"{base}:meta:r{number}") for number in range(4)]
+    assert published == [1, 1, 0, 0]
 
 
 # ── life ─────────────────────────────────────────────────────────────────────────────────────────

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from internal.biz.errors import Conflict, NotFound, Unavailable
+from internal.biz.errors import NotFound, Unavailable
 from internal.biz.events import Event, ResponseFailed, ResponseIncomplete, TextDelta
-from internal.biz.models import Response, Settings, Status
-from internal.data.redis import history as history_module
+from internal.biz.models import Response, Status
 from internal.data.redis import queue as queue_module
-from internal.data.redis.history import RedisHistory
 
 if TYPE_CHECKING:
     from test.conftest import Eventually, OwnRedis, Reader
@@ -402,17 +400,14 @@ async def test_every_key_expires(own_net: "Net", make_reader: "MakeReader", even
     net = own_net
     net.options = replace(net.options, lease_s=0.3, max_attempts=1)
     server, worker, other = await net.server(), await net.worker("w1"), await net.worker("w2")
-    history = RedisHistory(server.link, net.prefix)
     requests = [await net.publish(server, user=f"u{n % 3}") for n in range(8)]
-    for request in requests[:2]:
-        await history.begin(request, request.messages)
     await server.queue.cancel(requests[7].response_id)
     await net.redis.hset(f"{net.base}:meta:{requests[6].response_id}", "request", "junk")
     await server.queue.follow(requests[4].response_id, -1, make_reader(), queue_updates=True)
     runs = await worker.claim(room=5)
     await worker.queue._renew()
     kinds = await kinds_of_keys(net)
-    await history.finish([await runs[0].end("a")])
+    await runs[0].end("a")
     await runs[1].say("b")
     await worker.queue.retry(runs[1].delivery, "hiccup")
     await worker.queue.release(runs[2].delivery)
@@ -449,7 +444,7 @@ async def test_every_key_expires(own_net: "Net", make_reader: "MakeReader", even
         "dead",
         "seen",
     }
-    assert kinds == expected | {"node", "turn", "thread"}
+    assert kinds == expected | {"node"}
 
 
 async def kinds_of_keys(net: "Net") -> set[str]:
@@ -461,20 +456,6 @@ async def kinds_of_keys(net: "Net") -> set[str]:
         key.decode().removeprefix(bases[0]).removeprefix(bases[1]).removeprefix(net.prefix).split(":")[1]
         for key in keys
     }
-
-
-async def test_a_thread_of_which_a_part_expired_begins_where_it_is_known(net: "Net") -> None:
-    server = await net.server()
-    history = RedisHistory(server.link, net.prefix)
-    first = net.make_request("q1")
-    await history.begin(first, first.messages)
-    with pytest.raises(Conflict):
-        await history.messages(first.response_id)
-    await net.redis.delete(f"{net.prefix}:turn:{{{first.response_id}}}")
-    second = net.make_request("q2", settings=Settings(previous_response_id=first.response_id))
-    await history.begin(second, second.messages)
-    await history.finish([Response.of(second, Status.COMPLETED)])
-    assert [message.content for message in await history.messages(second.response_id)] == ["q2"]
 
 
 async def test_a_response_whose_worker_is_dead_can_be_cancelled(
@@ -514,6 +495,13 @@ async def test_a_redis_that_became_a_replica_is_away_until_it_leads_again(
     await own_net.publish(server)
 
 
+async def test_the_queue_tells_what_it_does_not_know(net: "Net") -> None:
+    server = await net.server()
+    known = [Response.of(await net.publish(server), Status.IN_PROGRESS) for _ in range(2)]
+    unknown = [replace(known[0], id="resp_unknown"), replace(known[1], model="other")]
+    assert await server.queue.unknown([*known, *unknown]) == unknown
+
+
 async def test_a_place_that_is_not_there_yet_may_come_back_when_redis_has_just_come_back(
     net: "Net", make_reader: "MakeReader", monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,21 +510,3 @@ async def test_a_place_that_is_not_there_yet_may_come_back_when_redis_has_just_c
     monkeypatch.setattr(server.link, "_back_at_s", time.monotonic())
     with pytest.raises(Unavailable):
         await server.queue.follow(request.response_id, 5, make_reader())
-
-
-async def test_the_oldest_turns_of_a_thread_that_grows_too_large_are_forgotten(
-    net: "Net", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(history_module, "MAX_THREAD_BYTES", 1000)
-    server = await net.server()
-    history = RedisHistory(server.link, net.prefix)
-    previous, said = None, list[str]()
-    for number in range(10):
-        request = net.make_request(f"{number}" * 200, settings=Settings(previous_response_id=previous))
-        await history.begin(request, request.messages)
-        await history.finish([Response.of(request, Status.COMPLETED)])
-        previous = request.response_id
-        said = [message.content[0] for message in await history.messages(previous)]
-        assert said[-1] == str(number)
-    assert 2 <= len(said) < 5
-    assert said == [str(number) for number in range(10 - len(said), 10)]

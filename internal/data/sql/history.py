@@ -1,0 +1,239 @@
+"""What was said, in the database."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.engine import Row
+
+from internal.biz.conversations import MAX_SIZE, first_words
+from internal.biz.errors import (
+    Conflict,
+    conversation_full,
+    conversation_locked,
+    nothing_to_continue,
+    unknown_conversation,
+)
+from internal.biz.models import ItemKind, Message, Request, Response, Role, Settings, Status, Usage
+from internal.data.sql import statements
+from internal.data.sql.database import Database, Part, Values
+
+AT_ONCE = 200
+"""How many ends are written together: with an asynchronous driver that takes the event loop's time."""
+MAX_CHARS = 8 << 20
+"""How much of a dialogue is looked at, whatever a model could take in."""
+
+
+class SqlHistory:
+    """Implements History."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def check(self, request: Request, owner: str | None) -> None:
+        settings = request.settings
+        if settings.previous_response_id is not None:
+            await self._require_ended(settings.previous_response_id, owner)
+        if settings.conversation_id is not None:
+            await self._require_free(settings.conversation_id, request.user)
+
+    async def _require_ended(self, response_id: str, owner: str | None) -> None:
+        rows = await self._database.read(statements.RESPONSE, {"id": response_id})
+        if not rows or rows[0].deleted_at is not None or owner not in (None, rows[0].user_id):
+            raise nothing_to_continue(response_id)
+        if rows[0].ended_at is None:
+            raise Conflict(f"response {response_id!r} has not ended yet", param="previous_response_id")
+
+    async def _require_free(self, conversation_id: str, user: str) -> None:
+        rows = await self._database.read(statements.CONVERSATION, {"id": conversation_id, "user": user})
+        if not rows:
+            raise unknown_conversation(conversation_id)
+        if rows[0].busy:
+            raise conversation_locked()
+        if rows[0].size > MAX_SIZE:
+            raise conversation_full()
+
+    async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
+        settings, parts = request.settings, list[Part]()
+        insert = statements.INSERT_RESPONSE
+        if settings.conversation_id is not None:
+            thread = _thread(request, wants_title=wants_title)
+            parts.append(
+                (statements.INSERT_CONVERSATION if begins else statements.TOUCH_CONVERSATION, (thread,))
+            )
+            insert = statements.INSERT_RESPONSE if begins else statements.INSERT_NEXT
+        elif settings.previous_response_id is not None:
+            insert = statements.INSERT_FOLLOWING
+        parts.append((insert, ({**_response(request), "b_owner": owner},)))
+        parts.append((statements.INSERT_INPUT, _input(request)))
+        for _ in range(2):
+            if await self._database.write(*parts, confirm=(statements.STORED, request.response_id)):
+                return
+            await self.check(request, owner)  # which says why; or else it is allowed by now
+        raise conversation_locked()
+
+    async def before(self, requests: Sequence[Request], max_chars: int) -> Sequence[tuple[Message, ...]]:
+        starts = await self._starts(requests)
+        said: dict[str, list[Message]] = {start: [] for start in starts if start is not None}
+        if said:
+            values = {"starts": list(said), "max_chars": max_chars or MAX_CHARS}
+            for row in await self._database.read(statements.DIALOGUES, values):
+                said[row.root].append(Message(Role(row.role), row.content))
+        return [tuple(said[start]) if start is not None else () for start in starts]
+
+    async def _starts(self, requests: Sequence[Request]) -> list[str | None]:
+        """The response that each of these follows. Which one it is in a conversation was noted when the turn
+        was stored."""
+        in_conversations = [one for one in requests if one.settings.conversation_id is not None]
+        noted: dict[str, str | None] = {}
+        heads: dict[str, str | None] = {}
+        if in_conversations:
+            ids = [one.response_id for one in in_conversations]
+            noted = {
+                row.id: row.previous_id for row in await self._database.read(statements.NOTED, {"ids": ids})
+            }
+            if len(noted) < len(ids):
+                ids = [one.settings.conversation_id or "" for one in in_conversations]
+                heads = {
+                    row.id: row.head_id for row in await self._database.read(statements.HEADS, {"ids": ids})
+                }
+        return [
+            one.settings.previous_response_id
+            if one.settings.conversation_id is None
+            else noted.get(one.response_id, heads.get(one.settings.conversation_id))
+            for one in requests
+        ]
+
+    async def finish(self, ended: Sequence[Response]) -> None:
+        stored = [response for response in ended if response.settings.store]
+        for start in range(0, len(stored), AT_ONCE):
+            await self._finish(stored[start : start + AT_ONCE])
+
+    async def _finish(self, stored: Sequence[Response]) -> None:
+        now = time.time()
+        ends = [_end(response, now) for response in stored]
+        await self._database.write(
+            (statements.END_RESPONSE, ends),
+            (statements.FORGET_OUTPUT, [_fence(response) for response in stored if response.attempt > 1]),
+            (statements.INSERT_OUTPUT, [row for response in stored for row in _output(response, now)]),
+            (
+                statements.GROW_CONVERSATION,
+                [
+                    {**_fence(one), "b_now": now, "b_moves": one.status is not Status.FAILED}
+                    for one in stored
+                    if one.settings.conversation_id is not None
+                ],
+            ),
+        )
+
+    async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
+        values = {"before": before, "after_id": after_id, "limit": limit}
+        rows = await self._database.read(statements.UNFINISHED, values)
+        return [
+            Response(
+                row.id,
+                row.model,
+                row.user_id,
+                row.created_at,
+                _settings(row),
+                Status.IN_PROGRESS,
+            )
+            for row in rows
+        ]
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────
+
+_SETTINGS = TypeAdapter(Settings)
+
+
+def _settings(row: Row[Any]) -> Settings:
+    """What was stored, perhaps by another version of this program."""
+    try:
+        return _SETTINGS.validate_json(row.settings)
+    except ValidationError:
+        return Settings(conversation_id=row.conversation_id, previous_response_id=row.previous_id)
+
+
+def _thread(request: Request, *, wants_title: bool) -> Values:
+    asked = next((it.content for it in reversed(request.messages) if it.role is Role.USER), "")
+    return {
+        "b_id": request.settings.conversation_id,
+        "b_user_id": request.user,
+        "b_title": first_words(asked),
+        "b_wants_title": wants_title,
+        "b_now": request.created_at,
+    }
+
+
+def _response(request: Request) -> Values:
+    return {
+        "b_id": request.response_id,
+        "b_user_id": request.user,
+        "b_conversation_id": request.settings.conversation_id,
+        "b_previous_id": request.settings.previous_response_id,
+        "b_model": request.model,
+        "b_settings": orjson.dumps(request.settings).decode(),
+        "b_chars": sum(len(message.content) for message in request.messages),
+        "b_now": request.created_at,
+    }
+
+
+def _input(request: Request) -> list[Values]:
+    return [
+        {
+            "b_id": request.response_id,
+            "b_message_id": f"{request.response_id}_{position}",
+            "b_position": position,
+            "b_role": message.role.value,
+            "b_content": message.content,
+            "b_now": request.created_at,
+        }
+        for position, message in enumerate(request.messages)
+    ]
+
+
+def _fence(response: Response) -> dict[str, Any]:
+    return {"b_id": response.id, "b_attempt": response.attempt}
+
+
+def _end(response: Response, now: float) -> Values:
+    usage, failure = response.usage or Usage(), response.failure
+    return {
+        **_fence(response),
+        "b_status": response.status.value,
+        "b_chars": 0 if response.status is Status.FAILED else len(response.text),
+        "b_first_token_at": response.first_token_at,
+        "b_now": now,
+        "b_input_tokens": usage.input_tokens,
+        "b_cached_tokens": usage.cached_tokens,
+        "b_output_tokens": usage.output_tokens,
+        "b_reasoning_tokens": usage.reasoning_tokens,
+        "b_error_code": failure and failure.code[:64],
+        "b_error_message": failure and failure.message,
+        "b_incomplete_reason": response.incomplete_reason,
+    }
+
+
+_OUTPUT_POSITION = 1_000_000
+"""Behind all that was asked."""
+_KINDS = {ItemKind.MESSAGE: "output", ItemKind.REASONING: "reasoning"}
+
+
+def _output(response: Response, now: float) -> list[Values]:
+    """What is kept of an answer: nothing of one that failed."""
+    items = () if response.status is Status.FAILED else response.output
+    return [
+        {
+            **_fence(response),
+            "b_message_id": f"{response.id}_a{index}",
+            "b_position": _OUTPUT_POSITION + index,
+            "b_kind": _KINDS[item.kind],
+            "b_content": item.text,
+            "b_now": now,
+        }
+        for index, item in enumerate(items)
+        if item.text
+    ]
