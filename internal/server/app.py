@@ -1,25 +1,28 @@
 """The HTTP application: routes, and what every plain request has in common."""
 
-import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import orjson
 from aiohttp import web
 
 from internal.biz.chat import Chat
 from internal.biz.errors import InvalidRequest, NotFound, SluiceError, Unavailable
+from internal.biz.models import Caller
 from internal.biz.session import Codec
 from internal.metrics.instruments import Instruments
+from internal.server.answers import error_answer, guarded, json_answer, refused_by_aiohttp
+from internal.server.deadline import bounded
+from internal.server.identity import Identity, chosen_subprotocol
 from internal.server.origin import is_allowed
-from internal.server.readiness import Readiness
-from internal.server.websocket import WebSocketServer
+from internal.server.readiness import Readiness, overview
+from internal.server.rest import RouteGroup
+from internal.server.upgrade import is_upgrade, upgradable
+from internal.server.websocket import Visit, WebSocketServer
 from internal.service.codec.responses import ResponsesCodec
 from internal.service.codec.text import TextCodec
-from internal.service.errors import error_body, http_status
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +47,20 @@ class App:
         self,
         chat: Chat,
         websockets: WebSocketServer,
+        identity: Identity,
         readiness: Readiness,
         instruments: Instruments,
         options: AppOptions,
+        groups: Sequence[RouteGroup] = (),
     ) -> None:
+        """`groups`: what else is answered here."""
         self._chat = chat
         self._websockets = websockets
+        self._identity = identity
         self._readiness = readiness
         self._instruments = instruments
         self._options = options
+        self._groups = groups
         self._started_at = int(time.time())
         # A codec has no state, so one serves every connection.
         self._responses: Codec = ResponsesCodec()
@@ -61,6 +69,8 @@ class App:
     def build(self) -> web.Application:
         app = web.Application(middlewares=[self._errors])
         app[SCRAPE] = self._scrape
+        self._identity.register(app)
+        app.on_response_prepare.append(guarded)
         app.router.add_get("/ws", self.text_socket, allow_head=False)
         app.router.add_get("/v1/responses", self.responses_socket, allow_head=False)
         app.router.add_get("/v1/models", self.models)
@@ -68,71 +78,86 @@ class App:
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/metrics", self.metrics)
+        for group in self._groups:
+            group.register(app)
         return app
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Bound plain requests in time, and turn errors into the API's error body."""
-        if is_upgrade(request):
-            try:
-                return await handler(request)
-            except web.HTTPException as error:  # a handshake that is none
-                return _http_error(request, error)
         try:
-            async with asyncio.timeout(self._options.timeout_s or None):
+            if is_upgrade(request):
+                return await handler(request)
+            async with bounded(request, self._options.timeout_s):
                 return await handler(request)
         except SluiceError as error:
-            return _json({"error": error_body(error)}, http_status(error))
+            return error_answer(error)
         except web.HTTPException as error:
-            return _http_error(request, error)
+            return refused_by_aiohttp(request, error)
         except TimeoutError:
-            late = Unavailable("the request took too long", code="timeout")
-            return _json({"error": error_body(late)}, 503)
+            return error_answer(Unavailable("the request took too long", code="timeout"))
         except Exception:
             log.exception("request failed", extra={"path": request.path})
-            return _json({"error": error_body(SluiceError("internal error"))}, 500)
+            return error_answer(SluiceError("internal error"))
 
+    @upgradable
     async def text_socket(self, request: web.Request) -> web.StreamResponse:
-        """`/ws`: bare text. `?model=NAME` chooses the model."""
+        """`/ws`: bare text. `?model=NAME` chooses the model, `?conversation=ID` what is continued."""
         if not is_upgrade(request):
             return _upgrade_required("/ws")
-        model, refusal = request.query.get("model"), self._refusal(request)
+        query = request.query if request.query_string else {}
+        model, refusal = query.get("model"), None
         try:
             self._chat.require_model(model)
         except NotFound as error:
             model, refusal = None, error
-        return await self._websockets.serve(request, self._text[model], refusal)
+        visit = await self._visit(request, query.get("conversation") or None, refusal)
+        return await self._websockets.serve(request, self._text[model], visit)
 
+    @upgradable
     async def responses_socket(self, request: web.Request) -> web.StreamResponse:
         """`/v1/responses`: the Responses API over a WebSocket."""
         if not is_upgrade(request):
             return _upgrade_required("/v1/responses")
-        return await self._websockets.serve(request, self._responses, self._refusal(request))
+        return await self._websockets.serve(request, self._responses, await self._visit(request))
 
-    def _refusal(self, request: web.Request) -> SluiceError | None:
+    async def _visit(
+        self, request: web.Request, conversation_id: str | None = None, refusal: SluiceError | None = None
+    ) -> Visit:
+        """Who comes. With `refusal`, or when they may not come in, they are told so after the upgrade."""
+        caller = Caller("", self._identity.address_of(request))
+        try:
+            self._require_origin(request)
+            if refusal is None:
+                caller = await self._identity.identify(request)
+        except SluiceError as error:
+            refusal = error
+        return Visit(caller, refusal, conversation_id, chosen_subprotocol(request))
+
+    def _require_origin(self, request: web.Request) -> None:
         origin = request.headers.get("Origin")
-        if is_allowed(origin, request.host, self._options.allowed_origins):
-            return None
-        return InvalidRequest("pages of this origin may not connect", code="origin_not_allowed")
+        if not is_allowed(origin, request.host, self._options.allowed_origins):
+            raise InvalidRequest("pages of this origin may not connect", code="origin_not_allowed")
+
+    async def _require_user(self, request: web.Request) -> None:
+        if self._identity.required:
+            await self._identity.identify_user(request)
 
     async def models(self, request: web.Request) -> web.Response:
-        """`/v1/models`: the default one first."""
+        """`/v1/models`: the default one first. For users only, where one has to be one."""
+        await self._require_user(request)
         models = [
             {"id": name, "object": "model", "created": self._started_at, "owned_by": "sluice"}
             for name in self._chat.models
         ]
-        return _json({"object": "list", "data": models})
+        return json_answer({"object": "list", "data": models})
 
     async def livez(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        try:
-            living = Counter(worker.model for worker in await self._chat.workers())
-        except Unavailable:
-            return _json({"status": "queue_unavailable", "models": {}}, 503)
-        report = self._readiness.report(self._chat.models, living)
-        return _json(report, 200 if self._readiness.ready else 503)
+        report, is_ready = await overview(self._readiness, self._chat)
+        return json_answer(report, 200 if is_ready else 503)
 
     async def metrics(self, request: web.Request) -> web.Response:
         content_type = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -155,7 +180,8 @@ class App:
         return gauges.scrape()
 
     async def workers(self, request: web.Request) -> web.Response:
-        """`/v1/workers`: who generates, and how busy they are."""
+        """`/v1/workers`: who generates, and how busy they are. For users only, where one has to be one."""
+        await self._require_user(request)
         workers = [
             {
                 "id": worker.name,
@@ -169,21 +195,7 @@ class App:
             }
             for worker in await self._chat.workers()
         ]
-        return _json({"object": "list", "data": workers})
-
-
-def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
-    """What aiohttp refuses, in the API's words."""
-    code = error.reason.lower().replace(" ", "_")
-    refusal = InvalidRequest(f"{request.method} {request.path}: {error.reason}", code=code)
-    response = _json({"error": error_body(refusal)}, error.status)
-    if "Allow" in error.headers:
-        response.headers["Allow"] = error.headers["Allow"]
-    return response
-
-
-def is_upgrade(request: web.Request) -> bool:
-    return request.headers.get("Upgrade", "").strip().lower() == "websocket"
+        return json_answer({"object": "list", "data": workers})
 
 
 def _upgrade_required(path: str) -> web.Response:
@@ -193,7 +205,3 @@ def _upgrade_required(path: str) -> web.Response:
         headers={"Upgrade": "websocket", "Connection": "Upgrade"},
         text=f"This is a WebSocket endpoint: connect to ws://HOST{path} (for example with wscat -c).\n",
     )
-
-
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")

@@ -4,6 +4,7 @@ import orjson
 from aiohttp import web
 
 from internal.metrics.instruments import Instruments
+from internal.server.answers import guarded
 from internal.server.readiness import Readiness
 
 
@@ -23,6 +24,7 @@ def build(readiness: Readiness, instruments: Instruments, models: list[str]) -> 
         return web.Response(body=instruments.scrape(), headers=content_type)
 
     app = web.Application()
+    app.on_response_prepare.append(guarded)
     app.router.add_get("/livez", livez)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)

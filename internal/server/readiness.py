@@ -1,6 +1,10 @@
 """Whether this process can do its work yet, and still."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from internal.biz.chat import Chat
+from internal.biz.errors import Unavailable
 
 
 class Readiness:
@@ -31,3 +35,12 @@ class Readiness:
         if not workers:
             report["message"] = "no worker for this model is running; requests wait for one"
         return report
+
+
+async def overview(readiness: Readiness, chat: Chat) -> tuple[dict[str, object], bool]:
+    """The body of `/readyz`, and whether it says that the server can do its work."""
+    try:
+        living = Counter(worker.model for worker in await chat.workers())
+    except Unavailable:
+        return {"status": "queue_unavailable", "models": {}}, False
+    return readiness.report(chat.models, living), readiness.ready

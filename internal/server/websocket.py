@@ -7,12 +7,14 @@ alone. That needs `compress=False`, and nothing may be written after the close f
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from aiohttp import WebSocketError, WSMessage, WSMsgType, web
 from aiohttp.abc import AbstractStreamWriter
 
 from internal.biz.close import CloseCode
 from internal.biz.errors import InvalidRequest, SluiceError
+from internal.biz.models import Caller
 from internal.biz.session import Codec, Session
 from internal.biz.session_manager import SessionManager
 from internal.metrics.instruments import Traffic
@@ -59,13 +61,18 @@ class WebSocketConnection:
     )
 
     def __init__(
-        self, request: web.Request, stream: AbstractStreamWriter, traffic: Traffic, buffer_bytes: int
+        self,
+        request: web.Request,
+        stream: AbstractStreamWriter,
+        traffic: Traffic,
+        buffer_bytes: int,
+        address: str,
     ) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client left during the handshake")
         transport.set_write_buffer_limits(high=buffer_bytes)
-        self.remote = request.remote or ""
+        self.remote = address
         self.code = 1006
         self._transport = transport
         self._protocol = request.protocol
@@ -154,6 +161,17 @@ class _Socket(web.WebSocketResponse):
         return await super().close(code=code, message=message, drain=drain)
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who opens a WebSocket, to continue which conversation. With `refusal` they are told why not, and the
+    connection is closed: browsers do not show a reason when the upgrade itself is refused."""
+
+    caller: Caller
+    refusal: SluiceError | None = None
+    conversation_id: str | None = None
+    subprotocol: str | None = None
+
+
 class WebSocketServer:
     """Turns upgraded requests into sessions and reads their frames."""
 
@@ -165,11 +183,8 @@ class WebSocketServer:
         self._max_message_bytes = max_message_bytes
         self._buffer_bytes = buffer_bytes
 
-    async def serve(
-        self, request: web.Request, codec: Codec, refusal: SluiceError | None = None
-    ) -> web.StreamResponse:
-        """Upgrade, then read until the connection ends. With `refusal` it is told why and closed:
-        browsers do not show a reason when the upgrade itself is refused."""
+    async def serve(self, request: web.Request, codec: Codec, visit: Visit) -> web.StreamResponse:
+        """Upgrade, then read until the connection ends."""
         ws = _Socket(
             autoping=False,
             autoclose=False,
@@ -177,16 +192,22 @@ class WebSocketServer:
             max_msg_size=self._max_message_bytes + 1,  # aiohttp refuses what reaches it
             decode_text=False,
         )
+        if visit.subprotocol:
+            # aiohttp's own choice, `protocols`, is made from the first line of several.
+            ws.headers["Sec-WebSocket-Protocol"] = visit.subprotocol
         try:
             stream = await ws.prepare(request)
-            connection = WebSocketConnection(request, stream, self._traffic, self._buffer_bytes)
+            connection = WebSocketConnection(
+                request, stream, self._traffic, self._buffer_bytes, visit.caller.address
+            )
         except ConnectionResetError:  # the client left during the handshake
             return web.Response()
         ws.connection = connection
+        ws.headers.clear()  # they were sent, and would live as long as the socket
         try:
-            if refusal is not None:
-                raise refusal
-            session = self._sessions.open(connection, codec)
+            if visit.refusal is not None:
+                raise visit.refusal
+            session = self._sessions.open(visit.caller, connection, codec, visit.conversation_id)
         except SluiceError as error:
             connection.close(close_code(error), error.message)
             await _read(ws, connection, None)

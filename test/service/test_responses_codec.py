@@ -75,10 +75,24 @@ def test_every_field_of_a_request() -> None:
     assert command == Create(ask, "lane", queue_updates=True)
 
 
+@pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1", "object": "conversation"}])
+def test_a_turn_may_continue_a_conversation(conversation: object) -> None:
+    command = create(conversation=conversation)
+    assert isinstance(command, Create)
+    assert command.ask.settings.conversation_id == "conv_1"
+
+
+def test_a_turn_continues_one_thing() -> None:
+    with pytest.raises(InvalidRequest) as error:
+        create(conversation="conv_1", previous_response_id="resp_1")
+    assert error.value.param == "conversation"
+
+
 NULLABLE = [
     "model",
     "instructions",
     "previous_response_id",
+    "conversation",
     "max_output_tokens",
     "temperature",
     "top_p",
@@ -169,6 +183,10 @@ def test_a_resume(fields: dict[str, object], command: Resume) -> None:
         ("instructions", ["x"], "instructions"),
         ("previous_response_id", "", "previous_response_id"),
         ("previous_response_id", "x" * 65, "previous_response_id"),
+        ("conversation", 5, "conversation"),
+        ("conversation", "", "conversation.id"),
+        ("conversation", {}, "conversation.id"),
+        ("conversation", {"id": 5}, "conversation.id"),
         ("max_output_tokens", 0, "max_output_tokens"),
         ("max_output_tokens", -1, "max_output_tokens"),
         ("max_output_tokens", 1.5, "max_output_tokens"),

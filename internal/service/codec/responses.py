@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -51,14 +52,14 @@ from internal.biz.models import (
 )
 from internal.biz.session import Cancel, Command, Create, Resume
 from internal.service.errors import error_body, http_status
+from internal.service.validation import complaint
 
 # ── client events ────────────────────────────────────────────────────────────────────────────────
 
 MAX_ITEMS = 4096
 MAX_PARTS = 256
 MAX_KEYS = 64
-MAX_PARAM_CHARS = 100
-"""Bounds of what is looked at, or said back, of one client event."""
+"""Bounds of what is looked at of one client event."""
 
 _Lane = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -92,6 +93,14 @@ class _MessageItem(_Lenient):
     content: str | Annotated[list[_TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
+class _Conversation(_Lenient):
+    id: _Id
+
+
+def _by_id(value: object) -> object:
+    return {"id": value} if isinstance(value, str) else value
+
+
 class _ReasoningItem(_Lenient):
     type: Literal["reasoning"]
 
@@ -120,6 +129,7 @@ class _ResponseCreate(_Strict):
     input: str | _Items
     instructions: str | None = None
     previous_response_id: _Id | None = None
+    conversation: Annotated[_Conversation, BeforeValidator(_by_id)] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -181,31 +191,21 @@ def _require_small(value: object, name: str) -> None:
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
-    """One complaint, named as the client named the field.
-
-    pydantic complains once for each branch of a union; the branch that was meant is the one that it came
-    furthest in.
-    """
-    complaints = error.errors(include_url=False, include_context=False, include_input=False)
-    worst = max(complaints, key=lambda it: (len(it["loc"]), it["type"] != "string_type"))
-    message = worst["msg"].partition(" or instance of ")[0]
-    name, *path = worst["loc"]
-    path = [part for i, part in enumerate(path) if not _is_branch(part, last=i == len(path) - 1)]
-    param = str(name) + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
-    param = param[:MAX_PARAM_CHARS]
-    if worst["type"] == "extra_forbidden":
-        return UnsupportedParameter(f"{param} is not supported here", param=param)
+    refusal = complaint(error, _is_branch)
+    param = refusal.param or ""
     if param.endswith(".type") or param.startswith("include"):
-        return UnsupportedParameter(f"{param}: {message}", param=param)
-    return InvalidRequest(f"{param}: {message}", code="invalid_value", param=param)
+        return UnsupportedParameter(refusal.message, param=param)
+    return refusal
 
 
-def _is_branch(part: int | str, *, last: bool) -> bool:
+def _is_branch(part: int | str, is_last: bool) -> bool:
     """pydantic names the branch of a union in the path; a client never wrote that."""
     if isinstance(part, int):
         return False
     return (
-        part in ("message", "reasoning") or part.startswith(("list[", "literal[")) or (last and part == "str")
+        part in ("message", "reasoning")
+        or part.startswith(("list[", "literal["))
+        or (is_last and part == "str")
     )
 
 
@@ -229,7 +229,13 @@ def _content(item: _MessageItem) -> str:
 
 
 def _settings(event: _ResponseCreate) -> Settings:
+    conversation = event.conversation
+    if conversation is not None and event.previous_response_id is not None:
+        raise InvalidRequest(
+            "a turn continues a conversation or a previous response, not both", param="conversation"
+        )
     return Settings(
+        conversation_id=None if conversation is None else conversation.id,
         instructions=event.instructions,
         previous_response_id=event.previous_response_id,
         max_output_tokens=event.max_output_tokens,
@@ -259,6 +265,7 @@ def response_object(response: Response) -> dict[str, Any]:
         "incomplete_details": response.incomplete_reason and {"reason": response.incomplete_reason},
         "instructions": settings.instructions,
         "previous_response_id": settings.previous_response_id,
+        "conversation": settings.conversation_id and {"id": settings.conversation_id},
         "max_output_tokens": settings.max_output_tokens,
         "temperature": settings.temperature,
         "top_p": settings.top_p,

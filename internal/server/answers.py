@@ -1,0 +1,39 @@
+"""Answers to plain HTTP requests: JSON, and errors in the API's one shape."""
+
+import orjson
+from aiohttp import web
+
+from internal.biz.errors import InvalidRequest, SluiceError, Unauthenticated
+from internal.service.errors import error_body, http_status
+from internal.service.rate_limit import refusal_headers
+
+
+def json_answer(body: object, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
+
+
+def error_answer(error: SluiceError) -> web.Response:
+    """The error, and what its status needs beside it. Source: RFC 9110 §11.6.1."""
+    response = json_answer({"error": error_body(error)}, http_status(error))
+    if isinstance(error, Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    response.headers.update(refusal_headers(error))
+    return response
+
+
+async def guarded(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer says to browsers: that it is nothing but what it says it is, and, of an error, that
+    it may be another one next time."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    if response.status >= 400:
+        response.headers["Cache-Control"] = "no-store"
+
+
+def refused_by_aiohttp(request: web.Request, error: web.HTTPException) -> web.Response:
+    """What aiohttp refuses, in the API's words."""
+    code = error.reason.lower().replace(" ", "_")
+    refusal = InvalidRequest(f"{request.method} {request.path}: {error.reason}", code=code)
+    response = json_answer({"error": error_body(refusal)}, error.status)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

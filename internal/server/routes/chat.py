@@ -1,0 +1,182 @@
+"""POST /chat: one message, and its answer, whole or as it is made."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Protocol
+
+from aiohttp import web
+
+from internal.biz.accounts import Preferences
+from internal.biz.chat import Ask, Chat
+from internal.biz.errors import NotFound, SluiceError, Unavailable
+from internal.biz.events import ResponseCompleted, ResponseFailed, ResponseIncomplete
+from internal.biz.ids import new_id
+from internal.biz.limits import Budget
+from internal.biz.models import Caller, Message, Role, Settings, Truncation
+from internal.biz.subscription import Reading, Subscription
+from internal.server import deadline
+from internal.server.rest import Access, AnyRoute, Call, Route, WithHeaders
+from internal.server.streams import Streams
+from internal.service.api.base import Query
+from internal.service.api.chat import (
+    KEEP_ALIVE,
+    STREAM,
+    ChatMessage,
+    ChatReply,
+    ChatTurn,
+    StreamedTurn,
+    encode,
+    encode_error,
+    failure_error,
+)
+from internal.service.rate_limit import budget_headers
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 15.0
+"""A stream is never silent for longer: proxies drop what is."""
+_SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class HasPreferences(Protocol):
+    async def preferences(self, user_id: str) -> Preferences: ...
+
+
+class ChatRoutes:
+    def __init__(self, chat: Chat, accounts: HasPreferences, streams: Streams) -> None:
+        self._chat = chat
+        self._accounts = accounts
+        self._streams = streams
+
+    @property
+    def routes(self) -> list[AnyRoute]:
+        return [
+            Route(
+                method="POST",
+                path="/chat",
+                summary="Say something, and get the answer",
+                tag="chat",
+                access=Access.CALLER,
+                body=ChatTurn,
+                answer=ChatReply,
+                also={"text/event-stream": f"With `stream: true`. {STREAM}"},
+                errors=(404, 409),
+                handler=self.chat,
+            ),
+            Route(
+                method="POST",
+                path="/chat/message",
+                summary="Say something, and get the answer as it is made",
+                tag="chat",
+                access=Access.CALLER,
+                body=StreamedTurn,
+                also={"text/event-stream": STREAM},
+                errors=(404, 409),
+                handler=self.message,
+            ),
+        ]
+
+    async def chat(self, call: Call[ChatTurn, Query]) -> WithHeaders | web.StreamResponse:
+        return await self._exchange(call.request, call.caller, call.body, stream=bool(call.body.stream))
+
+    async def message(self, call: Call[StreamedTurn, Query]) -> WithHeaders | web.StreamResponse:
+        return await self._exchange(call.request, call.caller, call.body, stream=True)
+
+    async def _exchange(
+        self, request: web.Request, caller: Caller, body: ChatMessage, *, stream: bool
+    ) -> WithHeaders | web.StreamResponse:
+        with self._streams.running(caller.address):
+            session_id = body.session_id or new_id("conv")
+            begun = None if body.session_id else session_id
+            ask = await self._ask(caller, body, session_id)
+            response_id = new_id("resp")
+            try:
+                headers = budget_headers(await self._submit(caller, ask, response_id))
+                deadline.lift(request)
+                subscription = Subscription()
+                cursor = await self._chat.follow(caller, response_id, -1, subscription)
+                async with contextlib.aclosing(subscription.read(cursor)) as reading:
+                    if stream:
+                        headers["X-Session-Id"] = session_id
+                        return await self._stream(request, reading, headers, begun)
+                    return WithHeaders(await self._wait(request, reading, session_id, body.message), headers)
+            except ConnectionError:
+                self._streams.abandon(response_id)
+                return web.Response()  # which nobody gets
+            except asyncio.CancelledError:
+                self._streams.abandon(response_id)
+                raise
+
+    async def _submit(self, caller: Caller, ask: Ask, response_id: str) -> Budget | None:
+        try:
+            return await self._chat.submit(caller, ask, response_id)
+        except NotFound as error:
+            if error.code != "conversation_not_found":
+                raise
+            raise NotFound(error.message, code=error.code, param="session_id") from error
+
+    async def _ask(self, caller: Caller, body: ChatMessage, session_id: str) -> Ask:
+        """What was left out is as the user has set it; but for a model that this server has no more."""
+        mine = await self._accounts.preferences(caller.user)
+        settings = Settings(
+            conversation_id=session_id,
+            max_output_tokens=body.max_tokens or mine.max_output_tokens,
+            temperature=body.temperature,
+            truncation=Truncation.AUTO,
+        )
+        model = body.model or (mine.model if mine.model in self._chat.models else None)
+        return Ask((Message(Role.USER, body.message),), model, settings, begins=body.session_id is None)
+
+    async def _wait(self, request: web.Request, reading: Reading, session_id: str, message: str) -> ChatReply:
+        while (events := await self._streams.news(request, reading)) is not None:
+            match events[-1] if events else None:
+                case ResponseFailed(response):
+                    raise failure_error(response.failure)
+                case ResponseCompleted(response) | ResponseIncomplete(response):
+                    return ChatReply(
+                        session_id=session_id,
+                        user_message=message,
+                        assistant_reply=response.text,
+                        incomplete=response.incomplete_reason,
+                    )
+        raise Unavailable("the answer was lost; ask again", code="answer_lost")
+
+    async def _stream(
+        self, request: web.Request, reading: Reading, headers: Mapping[str, str], begun: str | None
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**_SSE_HEADERS, **headers})
+        await response.prepare(request)
+        try:
+            await self._copy(request, response, reading, begun)
+        except SluiceError as error:
+            await self._streams.write(request, response, encode_error(error))
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("stream failed", extra={"path": request.path})
+            await self._streams.write(request, response, encode_error(SluiceError("internal error")))
+        return response
+
+    async def _copy(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        reading: Reading,
+        begun: str | None,
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        written_at = clock()
+        while (events := await self._streams.news(request, reading)) is not None:
+            data = encode(events, begun)
+            if not data and clock() - written_at >= KEEP_ALIVE_S:
+                data = KEEP_ALIVE
+            if data:
+                await self._streams.write(request, response, data)
+                written_at = clock()

@@ -1,0 +1,139 @@
+"""/conversations: list, search, read, rename, export, delete."""
+
+import asyncio
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from internal.biz.conversations import Conversations
+from internal.biz.models import Conversation, StoredMessage
+from internal.server.rest import Access, AnyRoute, Call, Route
+from internal.service.api.base import Body, Query
+from internal.service.api.conversations import (
+    Begun,
+    ConversationList,
+    Dialogue,
+    Export,
+    ExportQuery,
+    ListQuery,
+    NewConversation,
+    Renaming,
+    Summary,
+    file_name,
+    markdown,
+)
+
+_PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+class ConversationRoutes:
+    def __init__(self, conversations: Conversations) -> None:
+        self._conversations = conversations
+
+    @property
+    def routes(self) -> list[AnyRoute]:
+        return [
+            Route(
+                method="POST",
+                path="/conversations",
+                summary="Begin a conversation",
+                tag="conversations",
+                access=Access.CALLER,
+                body=NewConversation,
+                answer=Begun,
+                status=201,
+                spends=True,
+                handler=self.create,
+            ),
+            Route(
+                method="GET",
+                path="/conversations",
+                summary="Your conversations, those with news first",
+                tag="conversations",
+                access=Access.CALLER,
+                query=ListQuery,
+                answer=ConversationList,
+                handler=self.page,
+            ),
+            Route(
+                method="GET",
+                path="/conversations/{id}/history",
+                summary="What was said",
+                tag="conversations",
+                access=Access.CALLER,
+                answer=Dialogue,
+                handler=self.history,
+            ),
+            Route(
+                method="GET",
+                path="/conversations/{id}/export",
+                summary="What was said, as a file",
+                tag="conversations",
+                access=Access.CALLER,
+                query=ExportQuery,
+                answer=Export,
+                also={"text/markdown": "With `format=markdown`."},
+                handler=self.export,
+            ),
+            Route(
+                method="PATCH",
+                path="/conversations/{id}",
+                summary="Name a conversation",
+                tag="conversations",
+                access=Access.CALLER,
+                body=Renaming,
+                answer=Summary,
+                handler=self.rename,
+            ),
+            Route(
+                method="DELETE",
+                path="/conversations/{id}",
+                summary="Delete a conversation",
+                tag="conversations",
+                access=Access.CALLER,
+                handler=self.delete,
+            ),
+        ]
+
+    async def create(self, call: Call[NewConversation, Query]) -> Begun:
+        conversation = await self._conversations.create(call.caller.user, call.body.title or "")
+        return Begun(session_id=conversation.id, message="The conversation has begun.")
+
+    async def page(self, call: Call[Body, ListQuery]) -> ConversationList:
+        query = call.query
+        search = (query.q or "").strip() or None
+        found = await self._conversations.page(call.caller.user, query.limit, query.cursor, search)
+        return ConversationList.of(found)
+
+    async def history(self, call: Call[Body, Query]) -> web.Response:
+        messages = await self._conversations.messages(call.id, call.caller.user)
+        # A long one would take the event loop's time.
+        return await asyncio.to_thread(_history, call.id, messages)
+
+    async def export(self, call: Call[Body, ExportQuery]) -> web.Response:
+        conversation = await self._conversations.get(call.id, call.caller.user)
+        messages = await self._conversations.messages(call.id, call.caller.user)
+        return await asyncio.to_thread(_export, conversation, messages, call.query.format)
+
+    async def rename(self, call: Call[Renaming, Query]) -> Summary:
+        return Summary.of(await self._conversations.rename(call.id, call.caller.user, call.body.title))
+
+    async def delete(self, call: Call[Body, Query]) -> None:
+        await self._conversations.delete(call.id, call.caller.user)
+
+
+def _history(conversation_id: str, messages: Sequence[StoredMessage]) -> web.Response:
+    body = Dialogue.of(conversation_id, messages).model_dump_json().encode()
+    return web.Response(body=body, content_type="application/json", headers=_PRIVATE)
+
+
+def _export(conversation: Conversation, messages: Sequence[StoredMessage], format_: str) -> web.Response:
+    export = Export.of(conversation, messages)
+    if format_ == "markdown":
+        return _file(markdown(export), "text/markdown", file_name(export, "md"))
+    return _file(export.model_dump_json(indent=2), "application/json", file_name(export, "json"))
+
+
+def _file(text: str, content_type: str, name: str) -> web.Response:
+    headers = {**_PRIVATE, "Content-Disposition": f'attachment; filename="{name}"'}
+    return web.Response(body=text.encode(), content_type=content_type, charset="utf-8", headers=headers)

@@ -1,0 +1,151 @@
+"""Bodies of stored conversations, and what they look like when they leave."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from internal.biz.conversations import MAX_PAGE, MAX_TITLE_CHARS, Page
+from internal.biz.models import Conversation, Role, StoredMessage
+from internal.service.api.base import WHOLE_NUMBER, Answer, Body, Query, Timestamp, timestamp
+
+DEFAULT_PAGE = 20
+MAX_FILE_NAME_CHARS = 40
+
+Title = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_TITLE_CHARS,
+        json_schema_extra={"pattern": r"\S"},
+        examples=["A trip to Lisbon"],
+    ),
+]
+
+
+class NewConversation(Body):
+    """Without a title its first words name it."""
+
+    title: Title | None = None
+
+
+class Renaming(Body):
+    title: Title
+
+
+class ListQuery(Query):
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE), WHOLE_NUMBER] = DEFAULT_PAGE
+    cursor: Annotated[
+        str | None, Field(min_length=1, max_length=512, description="`next_cursor` of the page before.")
+    ] = None
+    q: Annotated[
+        str | None,
+        Field(max_length=200, description="Only those whose title or messages have all of these words."),
+    ] = None
+
+
+class ExportQuery(Query):
+    format: Literal["json", "markdown"] = "json"
+
+
+class Begun(Answer):
+    session_id: str
+    message: str
+
+
+class Summary(Answer):
+    session_id: str
+    title: str
+    created_at: Timestamp
+    updated_at: Timestamp
+    message_count: int
+
+    @classmethod
+    def of(cls, conversation: Conversation) -> Self:
+        return cls(
+            session_id=conversation.id,
+            title=conversation.title,
+            created_at=timestamp(conversation.created_at),
+            updated_at=timestamp(conversation.updated_at),
+            message_count=conversation.message_count,
+        )
+
+
+class ConversationList(Answer):
+    """Those with news first. `next_cursor` leads on; null: there are no more."""
+
+    conversations: list[Summary]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, page: Page) -> Self:
+        found = [Summary.of(conversation) for conversation in page.conversations]
+        return cls(conversations=found, next_cursor=page.cursor)
+
+
+class HistoryMessage(Answer):
+    """`model`: who said it, or was asked."""
+
+    role: Role
+    content: str
+    created_at: Timestamp
+    model: str
+
+    @classmethod
+    def of(cls, message: StoredMessage) -> Self:
+        created_at = timestamp(message.created_at)
+        return cls(role=message.role, content=message.content, created_at=created_at, model=message.model)
+
+
+class Dialogue(Answer):
+    """The oldest message first."""
+
+    session_id: str
+    messages: list[HistoryMessage]
+
+    @classmethod
+    def of(cls, conversation_id: str, messages: Sequence[StoredMessage]) -> Self:
+        return cls(session_id=conversation_id, messages=[HistoryMessage.of(message) for message in messages])
+
+
+class Export(Answer):
+    session_id: str
+    title: str
+    created_at: Timestamp
+    updated_at: Timestamp
+    messages: list[HistoryMessage]
+
+    @classmethod
+    def of(cls, conversation: Conversation, messages: Sequence[StoredMessage]) -> Self:
+        return cls(
+            session_id=conversation.id,
+            title=conversation.title,
+            created_at=timestamp(conversation.created_at),
+            updated_at=timestamp(conversation.updated_at),
+            messages=[HistoryMessage.of(message) for message in messages],
+        )
+
+
+def markdown(export: Export) -> str:
+    """The dialogue to read: a heading for each message, and its text as it is."""
+    return "\n\n".join(_paragraphs(export)) + "\n"
+
+
+_SPEAKERS = {Role.SYSTEM: "System", Role.USER: "User", Role.ASSISTANT: "Assistant"}
+
+
+def _paragraphs(export: Export) -> Iterator[str]:
+    yield f"# {' '.join(export.title.split()) or export.session_id}"
+    for message in export.messages:
+        model = f", {message.model}" if message.role is Role.ASSISTANT else ""
+        yield f"## {_SPEAKERS[message.role]}"
+        yield f"*{message.created_at}{model}*"
+        yield message.content
+
+
+def file_name(export: Export, extension: str) -> str:
+    """A name that any file system takes and no header stumbles over."""
+    words = re.findall(r"[A-Za-z0-9]+", export.title)
+    name = "-".join(words).lower()[:MAX_FILE_NAME_CHARS].strip("-")
+    return f"{name or export.session_id}.{extension}"

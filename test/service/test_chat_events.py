@@ -1,0 +1,62 @@
+"""The events of a streamed answer."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from internal.biz.events import (
+    Event,
+    ReasoningDelta,
+    ResponseCompleted,
+    ResponseFailed,
+    ResponseIncomplete,
+    TextDelta,
+)
+from internal.biz.models import Failure, Response, Status
+from internal.service.api.chat import encode
+
+if TYPE_CHECKING:
+    from test.conftest import RequestFactory
+
+Ended = Callable[..., Response]
+
+
+@pytest.fixture
+def ended(make_request: "RequestFactory") -> Ended:
+    def ended(status: Status, **more: Any) -> Response:
+        return Response.of(make_request(), status, **more)
+
+    return ended
+
+
+def read(events: list[Event], begun: str | None = None) -> list[Any]:
+    lines = encode(events, begun).decode().split("\n\n")
+    assert lines.pop() == ""
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_deltas_of_one_wake_are_one_chunk() -> None:
+    events: list[Event] = [TextDelta("one\n"), ReasoningDelta("hm"), TextDelta("\n“two”")]
+    assert read(events) == [{"chunk": "one\n\n“two”"}]
+    assert b"\n" not in encode(events, None).removesuffix(b"\n\n")
+
+
+def test_nothing_to_say_is_nothing() -> None:
+    assert encode([], None) == b""
+    assert encode([ReasoningDelta("hm")], None) == b""
+
+
+def test_the_end(ended: Ended) -> None:
+    done = ResponseCompleted(ended(Status.COMPLETED))
+    assert read([TextDelta("one"), done]) == [{"chunk": "one"}, {"done": True}]
+    assert read([done], "conv_1") == [{"done": True, "session_id": "conv_1"}]
+    cut = ResponseIncomplete(ended(Status.INCOMPLETE, incomplete_reason="cancelled"))
+    assert read([cut]) == [{"done": True, "incomplete": "cancelled"}]
+
+
+def test_a_failure_is_an_error(ended: Ended) -> None:
+    failed = ResponseFailed(ended(Status.FAILED, failure=Failure("engine_broken", "it broke")))
+    error = {"message": "it broke", "type": "server_error", "param": None, "code": "engine_broken"}
+    assert read([failed]) == [{"error": error}]
