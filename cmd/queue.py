@@ -9,21 +9,19 @@ the configuration or the command line cannot be used.
 
 import argparse
 import asyncio
-import io
 import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 import uvloop
 
 from cmd import logs, wire
-from internal.biz.errors import SluiceError
+from cmd.terminal import answer, moment, pretty, printable, show, span
 from internal.biz.ids import new_id
 from internal.biz.models import Backlog, WorkerInfo
 from internal.conf.load import ConfigError, load
@@ -36,8 +34,6 @@ T = TypeVar("T")
 
 
 def main() -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what is printed may be anything
-        sys.stdout.reconfigure(errors="backslashreplace")
     options = _options()
     try:
         settings = load(options.conf, os.environ)
@@ -50,20 +46,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure("error", settings.log.format)
-    try:
-        status: int = options.run(settings, options)
-        sys.stdout.flush()
-    except SluiceError as error:
-        print(printable(error.message), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:  # nobody reads on, or there is no room for it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            print(f"cannot write: {error}", file=sys.stderr)
-        return 1
-    return status
+    return answer(lambda: options.run(settings, options))
 
 
 def _options() -> argparse.Namespace:
@@ -213,6 +196,7 @@ async def count_waiting(desk: wire.Desk) -> str:
 
 
 async def purge_waiting(desk: wire.Desk) -> int:
+    await desk.storage.connect()  # how they end is stored
     ended = {}
     for model in await desk.models():
         ended[model] = await desk.operator.purge(model)
@@ -265,6 +249,7 @@ async def show_dead(desk: wire.Desk, response_id: str) -> int:
 async def requeue(desk: wire.Desk, response_id: str) -> int:
     letter = await desk.dead_letters.find(await desk.models(), response_id)
     request = await desk.dead_letters.request(letter)
+    await desk.storage.connect()
     again = new_id("resp")
     await desk.chat.submit_again(request, again)
     print(again, flush=True)
@@ -286,56 +271,6 @@ async def purge_dead(desk: wire.Desk) -> int:
         deleted[model] = await desk.dead_letters.purge(model)
     print(f"deleted {_sum(deleted, 'dead letter')}")
     return 0
-
-
-# ── how things are printed ───────────────────────────────────────────────────────────────────────
-
-
-def show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; the columns whose heading begins with > are aligned to the right."""
-    right = [name.startswith(">") for name in header]
-    table = [
-        [name.removeprefix(">") for name in header],
-        *([printable(cell) for cell in row] for row in rows),
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = zip(row, widths, right, strict=True)
-        print(
-            "  ".join(f"{cell:{'>' if is_right else '<'}{width}}" for cell, width, is_right in cells).rstrip()
-        )
-
-
-def span(seconds: float) -> str:
-    """A duration in its largest unit."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit_s:
-            return f"{seconds / unit_s:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def moment(unix_s: float) -> str:
-    try:
-        return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):  # anybody who reaches this Redis may write anything
-        return "?"
-
-
-def pretty(payload: bytes) -> str:
-    """JSON with line breaks; what is none as it is. Nothing in it reaches the terminal as a command."""
-    text = payload.decode(errors="backslashreplace")
-    try:
-        text = json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return printable(text)
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def printable(text: str) -> str:
-    """`text` in one line, without anything that a terminal would obey."""
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
                 log.info("stopping: waiting for running answers")
                 sluice.readiness.draining = True
                 await site.stop()
-                await sluice.sessions.drain(settings.shutdown.timeout)
+                await sluice.drain(settings.shutdown.timeout)
             stopped.cancel()
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -96,6 +96,7 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
         finally:
             await sluice.sessions.close_all(CloseCode.INTERNAL_ERROR, "the server has failed")
             await sluice.sessions.stop()
+            await sluice.streams.close()
             await runner.cleanup()
     log.info("stopped")
 

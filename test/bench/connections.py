@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = """
 server: {http: {addr: "127.0.0.1:0"}}
 models: [{name: echo, generator: echo}]
+storage: {url: "sqlite+aiosqlite:///FOLDER/sluice.db"}
+auth: {secret_file: FOLDER/secret.key}
 """
 PER_SOURCE = 5000
 """Connections from one source address, well below the number of ephemeral ports."""
@@ -45,7 +47,7 @@ def _server() -> Iterator[tuple[int, psutil.Process]]:
     """A real server with the echo model; yields its port and process."""
     with tempfile.TemporaryDirectory() as folder:
         conf = Path(folder) / "bench.yaml"
-        conf.write_text(CONF)
+        conf.write_text(CONF.replace("FOLDER", folder))
         command = [sys.executable, "-m", "cmd.server", "-conf", str(conf)]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = psutil.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)

@@ -10,10 +10,12 @@ from collections.abc import Callable, Coroutine, Sequence
 
 import uvloop
 
-from internal.biz.chat import Chat
+from internal.biz.chat import Chat, ChatRules
 from internal.biz.events import TextDelta
 from internal.biz.flusher import Flusher
 from internal.biz.generation import Finished, FinishReason, Job
+from internal.biz.limits import NoLimits
+from internal.biz.models import Caller
 from internal.biz.ports import Capabilities, Progress, Sink
 from internal.biz.session import Codec, Session, SessionLimits
 from internal.biz.worker import Worker
@@ -90,11 +92,14 @@ async def _measure(codec: Codec, message: bytes) -> float:
     """Microseconds for each text frame, whole requests included."""
     instruments, history, engine = Instruments(), MemoryHistory(), SteppedEngine()
     queue = MemoryQueue(QueueLimits(), history.finish)
-    worker = Worker("bench", engine, queue, history, instruments)
-    chat = Chat(queue, history, ["bench"])
+    worker = Worker("bench", engine, queue, history, history.finish, instruments)
+    chat = Chat(queue, history, NoLimits(), history.finish, ChatRules(("bench",)))
     flusher = Flusher(asyncio.get_running_loop())
     limits = SessionLimits(max_in_flight=8, write_timeout_s=5.0)
-    sessions = [Session(str(i), NullConnection(), codec, chat, flusher, limits) for i in range(SESSIONS)]
+    sessions = [
+        Session(str(i), Caller(str(i)), NullConnection(), codec, chat, flusher, limits)
+        for i in range(SESSIONS)
+    ]
     task = asyncio.create_task(worker.run(lambda done: None))
     await _settle()
     began = time.process_time()

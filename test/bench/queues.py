@@ -70,7 +70,13 @@ def site(driver: str, processes: int = 1) -> Iterator[Site]:
             queue["url"] = server.url
             found.parts["redis"] = [psutil.Process(server.pid)]
         http = {"addr": "127.0.0.1:0"}
-        tree = {"server": {"http": http, "processes": processes}, "queue": queue, "models": MODELS}
+        tree = {
+            "server": {"http": http, "processes": processes},
+            "queue": queue,
+            "models": MODELS,
+            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
+            "auth": {"secret_file": f"{folder}/secret.key"},
+        }
         conf = folder / "bench.yaml"
         conf.write_text(yaml.safe_dump(tree))
         if driver == "redis":

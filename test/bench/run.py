@@ -8,6 +8,7 @@ import argparse
 import connections
 import pipeline
 import queues
+import storage
 
 from internal.server.listen import raise_descriptor_limit
 
@@ -34,6 +35,14 @@ def main() -> None:
     for driver, cost in queues.run(max(1, options.rounds // 2 + 1)).items():
         parts = "".join(f"{part} {us:5.2f}   " for part, us in sorted(cost.us_per_frame.items()))
         print(f"  {driver:8} µs/frame: {parts}first chunk {cost.first_ms:.2f} ms")
+    print("storage: turns (a question and its answer) in conversations, on one connection that writes")
+    for name, rates in storage.run().items():
+        for rate in rates:
+            print(
+                f"  {name:10} {rate.callers:5,} callers   {rate.turns:6,.0f} turns/s   "
+                f"{rate.turns / rate.alone:5.1f} × one by one   {rate.commits:6,.0f} commits/s   "
+                f"a question is accepted in {rate.p50_ms:.1f} ms"
+            )
     if options.idle:
         idle = queues.hold_idle(options.idle, options.processes)
         print(

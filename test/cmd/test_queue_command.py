@@ -18,16 +18,16 @@ import yaml
 
 from cmd import queue as command
 from cmd import wire
+from cmd.terminal import moment, pretty, span
 from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest, NotFound
 from internal.biz.events import Event, ResponseFailed, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.ids import new_id
 from internal.biz.log import Cursor
-from internal.biz.models import Message, Request, Response, Role
+from internal.biz.models import Caller, Message, Request, Response, Role
 from internal.biz.models import Settings as Asked
 from internal.conf.settings import Settings
-from internal.data.redis.history import RedisHistory
 from internal.data.redis.keys import Keys
 from internal.data.redis.link import RedisLink
 from internal.data.redis.queue import RedisQueue, RedisQueueOptions
@@ -43,11 +43,12 @@ HELLO = (Message(Role.USER, "hello"),)
 MODELS = ("m", "other")
 
 
-def settings_for(url: str, prefix: str, models: tuple[str, ...] = MODELS) -> Settings:
+def settings_for(url: str, prefix: str, folder: Path) -> Settings:
     return Settings.model_validate(
         {
+            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
             "queue": {"driver": "redis", "url": url, "prefix": prefix},
-            "models": [{"name": name, "generator": "echo"} for name in models],
+            "models": [{"name": name, "generator": "echo"} for name in MODELS],
         }
     )
 
@@ -57,8 +58,8 @@ class Site:
 
     slots = room = 10
 
-    def __init__(self, url: str, prefix: str) -> None:
-        self.settings = settings_for(url, prefix)
+    def __init__(self, url: str, prefix: str, folder: Path) -> None:
+        self.settings = settings_for(url, prefix, folder)
         self.desk = wire.build_desk(self.settings)
         self.chat = self.desk.chat
         self.keys, self._meter = Keys(prefix), Instruments()
@@ -79,6 +80,7 @@ class Site:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Site"]:
+        await self.desk.storage.connect()
         async with self.desk.connected():
             tasks = [asyncio.create_task(part.run()) for part in (self.link, self.queue, self.work)]
             await self.link.wait_heard()
@@ -120,8 +122,8 @@ class Site:
 
 
 @pytest.fixture
-async def site(redis_url: str, redis_prefix: str) -> AsyncIterator[Site]:
-    async with Site(redis_url, redis_prefix).running() as site:
+async def site(redis_url: str, redis_prefix: str, tmp_path: Path) -> AsyncIterator[Site]:
+    async with Site(redis_url, redis_prefix, tmp_path).running() as site:
         yield site
 
 
@@ -189,10 +191,10 @@ async def test_an_answer_that_is_kept_for_a_while_is_no_reason_to_show_its_model
 
 
 async def test_another_sluice_on_the_same_redis_is_not_seen(
-    site: Site, make_request: MakeRequest, redis_url: str, redis_prefix: str
+    site: Site, make_request: MakeRequest, redis_url: str, redis_prefix: str, tmp_path: Path
 ) -> None:
     # Its prefix begins as ours does.
-    async with Site(redis_url, f"{redis_prefix}-b").running() as neighbour:
+    async with Site(redis_url, f"{redis_prefix}-b", tmp_path / "b").running() as neighbour:
         await neighbour.queue.publish(make_request(model="former"))
         assert await site.desk.models() == list(MODELS)
         assert await neighbour.desk.models() == [*MODELS, "former"]
@@ -255,7 +257,7 @@ async def test_what_is_no_request_is_shown_as_it_is(
 
 @pytest.mark.parametrize("payload", [b"[" * 100_000, b"9" * 5000, b"", b'"\\ud800"', b"\xff\xfe"])
 def test_nothing_in_a_request_can_break_its_printing(payload: bytes) -> None:
-    command.pretty(payload).encode()
+    pretty(payload).encode()
 
 
 @pytest.mark.parametrize("name", ["show_dead", "requeue"])
@@ -284,10 +286,12 @@ async def test_a_requeued_request_runs_under_a_new_id_and_can_be_continued(
     ended = await site.answer(delivery, "hi")
     assert TextDelta("hi") in await said(follower, cursor)
     # As a worker does.
-    await RedisHistory(site.desk.link, site.settings.queue.prefix).finish([ended])
-    await site.chat.submit("ada", Ask(HELLO, "m", Asked(previous_response_id=again)), new_id("resp"))
+    await site.desk.storage.history.finish([ended])
+    ask = Ask(HELLO, "m", Asked(previous_response_id=again))
+    await site.chat.submit(Caller("ada"), ask, new_id("resp"))
     following = await site.claim()
-    assert following.request.messages == (*asked.messages, Message(Role.ASSISTANT, "hi"), *HELLO)
+    (before,) = await site.desk.storage.history.before([following.request], 0)
+    assert before == (*asked.messages, Message(Role.ASSISTANT, "hi"))
 
 
 async def test_a_finished_log_does_not_change_when_its_request_is_requeued(
@@ -392,9 +396,9 @@ async def test_what_was_purged_leaves_nothing_that_does_not_expire(
 
 
 async def test_on_a_cluster_what_is_touched_together_shares_a_slot(
-    redis_cluster_url: str, make_request: MakeRequest
+    redis_cluster_url: str, make_request: MakeRequest, tmp_path: Path
 ) -> None:
-    async with Site(redis_cluster_url, "p").running() as site:
+    async with Site(redis_cluster_url, "p", tmp_path).running() as site:
         buried = make_request()
         await site.bury(buried)
         await site.queue.publish(make_request(model="former"))
@@ -414,7 +418,8 @@ class Program:
         self.conf = folder / "sluice.yaml"
         models = [{"name": name, "generator": "echo"} for name in MODELS]
         queue = {"driver": driver, "url": url, "prefix": prefix}
-        self.conf.write_text(yaml.safe_dump({"queue": queue, "models": models}))
+        storage = {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"}
+        self.conf.write_text(yaml.safe_dump({"queue": queue, "models": models, "storage": storage}))
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "cmd.queue", "-conf", str(self.conf), *words]
@@ -621,9 +626,9 @@ async def test_who_stops_reading_is_no_error_of_ours(program: Program) -> None:
     [(0, "0.0 s"), (9.94, "9.9 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (86400 * 3, "3 d")],
 )
 def test_a_span_is_told_in_its_largest_unit(seconds: float, text: str) -> None:
-    assert command.span(seconds) == text
+    assert span(seconds) == text
 
 
 def test_a_moment_that_is_none_is_left_open() -> None:
-    assert command.moment(0.0) == "1970-01-01 00:00:00Z"
-    assert command.moment(1e18) == "?"
+    assert moment(0.0) == "1970-01-01 00:00:00Z"
+    assert moment(1e18) == "?"

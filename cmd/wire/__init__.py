@@ -1,0 +1,212 @@
+"""Builds a server, a worker, or an operator's desk, from the settings. The only place that knows the concrete
+classes."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from cmd.wire import options
+from cmd.wire.backend import Backend, RedisSeat, backend, metered, settling
+from cmd.wire.parts import Crew, Desk, Service, Sluice, Storage, UserDesk
+from internal.biz.accounts import Accounts
+from internal.biz.chat import Chat
+from internal.biz.conversations import Conversations
+from internal.biz.flusher import Flusher
+from internal.biz.guests import Guests
+from internal.biz.heartbeat import Heartbeat
+from internal.biz.limits import Limiter, NoLimits
+from internal.biz.recovery import Recovery
+from internal.biz.session import SessionLimits
+from internal.biz.session_manager import SessionManager
+from internal.biz.titles import Titles
+from internal.biz.user_admin import UserAdmin
+from internal.biz.worker import Worker
+from internal.conf import settings as conf
+from internal.data.credentials.cipher import SecretCipher
+from internal.data.credentials.passwords import Argon2Hasher
+from internal.data.credentials.secret import signing_secret
+from internal.data.credentials.tokens import JwtSigner
+from internal.data.redis.dead_letters import RedisDeadLetters
+from internal.data.redis.endings import Endings
+from internal.data.redis.operator import RedisOperator
+from internal.data.redis.queue import RedisQueue
+from internal.data.redis.work_queue import RedisWorkQueue
+from internal.data.sql.accounts import SqlAccounts
+from internal.data.sql.conversations import SqlConversations
+from internal.data.sql.database import Database
+from internal.data.sql.retention import Retention
+from internal.data.sql.titles import SqlTitles
+from internal.metrics.instruments import Instruments
+from internal.server.address import Proxies
+from internal.server.app import App, AppOptions
+from internal.server.docs import Docs
+from internal.server.identity import Identity
+from internal.server.openapi import OpenApi
+from internal.server.readiness import Readiness
+from internal.server.rest import AnyRoute, Rest, RouteGroup
+from internal.server.routes.accounts import AccountRoutes
+from internal.server.routes.chat import ChatRoutes
+from internal.server.routes.config import ConfigRoutes
+from internal.server.routes.conversations import ConversationRoutes
+from internal.server.routes.status import BESIDE, StatusRoutes
+from internal.server.streams import Streams
+from internal.server.websocket import WebSocketServer
+
+__all__ = [
+    "Crew",
+    "Desk",
+    "Sluice",
+    "Storage",
+    "UserDesk",
+    "build",
+    "build_crew",
+    "build_desk",
+    "build_user_desk",
+]
+
+
+def build(settings: conf.Settings) -> Sluice:
+    """A server. Must be called on the event loop that will run it. Raises SluiceError."""
+    instruments, storage = Instruments(), Storage(settings.storage)
+    back = backend(settings, storage.history, instruments)
+    secret = signing_secret(settings.auth.jwt_secret.get_secret_value(), Path(settings.auth.secret_file))
+    signer = JwtSigner(secret)
+    services, rules = list[Service](back.services), options.chat_rules(settings)
+    accounts = titles = recovery = None
+    if (database := storage.database) is not None:
+        accounts = _accounts(settings.auth, database, signer, SecretCipher(secret), back)
+        how_often = options.recovery(settings.queue)
+        recovery = Recovery(storage.history, back.queue, back.settle, instruments, *how_often)
+        services += [recovery, Retention(database, options.keeping(settings.storage))]
+        if rules.titling:
+            titles = Titles(SqlTitles(database), back.queue, rules.titling)
+            services.append(titles)
+    end = recovery.end if recovery is not None else back.settle
+    chat = Chat(back.queue, storage.history, back.limiter, end, rules, accounts, titles)
+    sessions, streams = _sessions(settings.session, chat, instruments)
+    readiness = Readiness([worker.model for worker in back.workers])
+    identity = Identity(
+        accounts or Guests(signer, allowed=not settings.auth.required),
+        Proxies(settings.server.trusted_proxies),
+        required=settings.auth.required,
+        allowed_origins=settings.server.allowed_origins,
+    )
+    routes = list(StatusRoutes(chat, readiness).routes)
+    if accounts is not None and database is not None:
+        routes += _routes_of_storage(chat, accounts, database, streams)
+    application = _application(
+        settings, chat, sessions, identity, back.limiter, readiness, instruments, routes
+    )
+    return Sluice(
+        application, sessions, streams, readiness, instruments, back.link, storage, services, back.workers
+    )
+
+
+def _accounts(
+    auth: conf.Auth, database: Database, signer: JwtSigner, cipher: SecretCipher, back: Backend
+) -> Accounts:
+    rules = options.account_rules(auth)
+    return Accounts(SqlAccounts(database), Argon2Hasher(), signer, cipher, back.limiter, rules)
+
+
+def _sessions(session: conf.Session, chat: Chat, instruments: Instruments) -> tuple[SessionManager, Streams]:
+    """Those who wait on a socket, and those who wait for the answer to a request."""
+    loop = asyncio.get_running_loop()
+    sessions = SessionManager(
+        chat,
+        Flusher(loop),
+        Heartbeat(loop, session.ping_interval, session.pong_timeout),
+        instruments,
+        options.manager_limits(session),
+        SessionLimits(session.max_in_flight, session.write_timeout),
+    )
+    streams = Streams(
+        chat,
+        sessions.turnstile,
+        cancel_on_disconnect=session.on_disconnect == "cancel",
+        write_timeout_s=session.write_timeout,
+    )
+    return sessions, streams
+
+
+def _routes_of_storage(
+    chat: Chat, accounts: Accounts, database: Database, streams: Streams
+) -> list[AnyRoute]:
+    return [
+        *AccountRoutes(accounts, chat).routes,
+        *ConversationRoutes(Conversations(SqlConversations(database))).routes,
+        *ChatRoutes(chat, accounts, streams).routes,
+        *ConfigRoutes(chat, accounts).routes,
+    ]
+
+
+def _application(
+    settings: conf.Settings,
+    chat: Chat,
+    sessions: SessionManager,
+    identity: Identity,
+    limiter: Limiter,
+    readiness: Readiness,
+    instruments: Instruments,
+    routes: Sequence[AnyRoute],
+) -> web.Application:
+    max_bytes = settings.session.max_message_bytes
+    websockets = WebSocketServer(
+        sessions, instruments.traffic, max_bytes, settings.session.write_buffer_bytes
+    )
+    groups: list[RouteGroup] = [
+        Rest(routes, identity, limiter, max_bytes),
+        OpenApi([*routes, *BESIDE], auth_required=settings.auth.required),
+        Docs(),
+    ]
+    app_options = AppOptions(settings.server.allowed_origins, settings.server.http.timeout)
+    return App(chat, websockets, identity, readiness, instruments, app_options, groups).build()
+
+
+def build_crew(settings: conf.Settings, models: Sequence[conf.Model]) -> Crew:
+    """A worker process for `models`. Must be called on the event loop that will run it."""
+    instruments, storage = Instruments(), Storage(settings.storage)
+    seat = RedisSeat(settings, instruments)
+    settle = settling(storage.history, seat.limiter)
+    queue = RedisWorkQueue(
+        seat.name,
+        [model.name for model in models],
+        seat.link,
+        seat.keys,
+        options.redis_options(settings.queue),
+        metered(settle, instruments),
+        instruments,
+    )
+    workers = [
+        Worker(model.name, options.generator(model), queue, storage.history, settle, instruments)
+        for model in models
+    ]
+    return Crew(seat.name, instruments, seat.link, storage, queue, workers)
+
+
+def build_desk(settings: conf.Settings) -> Desk:
+    """What an operator needs. Must be called on the event loop that will run it."""
+    instruments, storage = Instruments(), Storage(settings.storage)
+    seat, names = RedisSeat(settings, instruments), [model.name for model in settings.models]
+    settle = settling(storage.history, seat.limiter)
+    # It only publishes: nothing is followed here.
+    redis = options.redis_options(settings.queue)
+    publisher = RedisQueue(seat.name, names, seat.link, seat.keys, redis, settle, instruments)
+    endings = Endings(seat.link, seat.keys, redis.retain_ms, settle)
+    return Desk(
+        seat.link,
+        storage,
+        Chat(publisher, storage.history, NoLimits(), settle, options.chat_rules(settings)),
+        RedisOperator(seat.name, seat.link, seat.keys, endings, settings.queue.lease),
+        RedisDeadLetters(seat.link, seat.keys),
+    )
+
+
+def build_user_desk(settings: conf.Settings) -> UserDesk:
+    """What an operator needs for users. Must be called on the event loop that will run it."""
+    storage = Storage(settings.storage)
+    assert storage.database is not None
+    # No secret: made here it would belong to whoever runs the command, and the server could not read it.
+    return UserDesk(storage, UserAdmin(SqlAccounts(storage.database), Argon2Hasher()))

@@ -1,0 +1,94 @@
+"""The settings, in the words of those that they are for."""
+
+import time
+
+from internal.biz.accounts import AccountRules
+from internal.biz.chat import ChatRules
+from internal.biz.limits import Limits
+from internal.biz.ports import Generator
+from internal.biz.session_manager import ManagerLimits
+from internal.conf import settings as conf
+from internal.data.memory_queue import QueueLimits
+from internal.data.redis.queue import RedisQueueOptions
+from internal.data.sql.retention import Keeping
+from internal.generator.echo import EchoGenerator
+from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
+
+RECOVERY_INTERVAL_S = 10.0
+RECOVERY_PATIENCE_S = 5.0
+"""Where the queue is in the server: what it does not know was another process's."""
+
+
+def chat_rules(settings: conf.Settings) -> ChatRules:
+    names = tuple(model.name for model in settings.models)
+    return ChatRules(names, _titling(settings), owners_only=settings.auth.required)
+
+
+def _titling(settings: conf.Settings) -> tuple[str, ...]:
+    """The models that can find a title: an echo has no words of its own."""
+    if not settings.storage.titles or not settings.storage.url.get_secret_value():
+        return ()
+    return tuple(model.name for model in settings.models if not isinstance(model, conf.EchoModel))
+
+
+def account_rules(auth: conf.Auth) -> AccountRules:
+    return AccountRules(auth.registration, not auth.required, auth.access_ttl, auth.refresh_ttl)
+
+
+def recovery(queue: conf.Queue) -> tuple[float, float, float]:
+    """How often to look for lost responses, how old they must be, and when the queue was made that knows the
+    others."""
+    if queue.driver == "redis":
+        return queue.lease, 2 * queue.lease, 0.0
+    return RECOVERY_INTERVAL_S, RECOVERY_PATIENCE_S, time.time()
+
+
+def keeping(storage: conf.Storage) -> Keeping:
+    return Keeping(storage.keep_conversations, storage.keep_responses, storage.keep_guests)
+
+
+def limits(limits: conf.Limits) -> Limits:
+    return Limits(
+        limits.user.requests,
+        limits.user.tokens,
+        limits.user.in_flight,
+        limits.address.requests,
+        limits.address.tokens,
+        limits.login_attempts,
+    )
+
+
+def queue_limits(queue: conf.Queue) -> QueueLimits:
+    return QueueLimits(
+        retain_s=queue.retain,
+        max_pending=queue.max_pending,
+        max_age_s=queue.max_age,
+        max_attempts=queue.max_attempts,
+    )
+
+
+def redis_options(queue: conf.Queue) -> RedisQueueOptions:
+    return RedisQueueOptions(
+        retain_s=queue.retain,
+        max_pending=queue.max_pending,
+        max_age_s=queue.max_age,
+        max_attempts=queue.max_attempts,
+        lease_s=queue.lease,
+    )
+
+
+def manager_limits(session: conf.Session) -> ManagerLimits:
+    return ManagerLimits(
+        session.max_connections,
+        session.max_connections_per_ip,
+        cancel_on_disconnect=session.on_disconnect == "cancel",
+        grace_s=session.grace,
+    )
+
+
+def generator(model: conf.Model) -> Generator:
+    match model:
+        case conf.EchoModel(options=echo):
+            return EchoGenerator(echo.chunks, echo.interval, echo.slots)
+        case conf.LlamaCppModel(options=llama):
+            return LlamaCppGenerator(LlamaCppOptions(**dict(llama)))
