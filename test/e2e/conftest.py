@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
+from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -103,9 +104,12 @@ class Server:
 
     process: subprocess.Popen[bytes]
     port: int
+    config_file: Path
     log_file: Path
     output_file: Path
     expected_status: int = 0
+    expected_alarm: str = "(?!)"
+    """A pattern of what it may log although that is alarming; nothing matches this one."""
 
     @property
     def log(self) -> str:
@@ -121,16 +125,40 @@ class Server:
     def http(self, path: str = "") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def get(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=STEP_DEADLINE_S)
+    def get(
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: object = None,
+        source: str = "127.0.0.1",
+    ) -> Reply:
+        """`body` is sent as JSON, unless it is None; `source`: the address that this comes from."""
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=STEP_DEADLINE_S, source_address=(source, 0)
+        )
+        sent, data = dict(headers or {}), None
+        if body is not None:
+            sent["Content-Type"], data = "application/json", json.dumps(body)
         with contextlib.closing(connection):
-            connection.request(method, path, headers=dict(headers or {}))
+            connection.connect()
+            if connection.sock.getsockname() == connection.sock.getpeername():
+                # Nobody listened, and the kernel took the very port to come from.
+                raise ConnectionRefusedError
+            connection.request(method, path, data, sent)
             response = connection.getresponse()
             return Reply(response.status, dict(response.getheaders()), response.read().decode())
 
-    async def fetch(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
+    async def fetch(
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: object = None,
+        source: str = "127.0.0.1",
+    ) -> Reply:
         """`get` for asynchronous tests."""
-        return await asyncio.to_thread(self.get, path, method, headers)
+        return await asyncio.to_thread(self.get, path, method, headers, body, source)
 
     async def metrics(self) -> "Metrics":
         return Metrics((await self.fetch("/metrics")).text)
@@ -181,7 +209,7 @@ class Server:
             self.kill()
             pytest.fail(f"the server did not stop on SIGTERM:\n{self.log}")
         assert status == self.expected_status, self.log
-        assert not ALARMS.search(self.log), self.log
+        assert not ALARMS.search(re.sub(self.expected_alarm, "", self.log)), self.log
 
     def kill(self) -> None:
         if self.process.poll() is None:
@@ -247,7 +275,12 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
         folder = tmp_path_factory.mktemp("server")
         port = free_port()
         http_section = {"addr": f"127.0.0.1:{port}"}
-        sections = {**config, "server": {"http": http_section, **config.get("server", {})}}
+        sections = {
+            **config,
+            "server": {"http": http_section, **config.get("server", {})},
+            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db", **config.get("storage", {})},
+            "auth": {"secret_file": str(folder / "secret.key"), **config.get("auth", {})},
+        }
         conf = folder / "config.yaml"
         conf.write_text(yaml.safe_dump(sections))
         with (folder / "log").open("wb") as log, (folder / "output").open("wb") as output:
@@ -259,7 +292,7 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
                 stdout=output,
                 stderr=log,
             )
-        server = Server(process, port, folder / "log", folder / "output")
+        server = Server(process, port, conf, folder / "log", folder / "output")
         try:
             if ready:
                 server.wait_until_ready()
@@ -604,6 +637,106 @@ def responses_socket() -> OpenResponses:
     return open_responses
 
 
+@dataclass(slots=True)
+class Visitor:
+    """Somebody who comes again: keeps the cookies that they are given, as a browser does, and shows their
+    token or key if they have one.
+
+    `forwarded_for` is what a proxy says of where they come from, `source` the address that they come from.
+    """
+
+    server: Server
+    token: str | None = None
+    forwarded_for: str | None = None
+    source: str = "127.0.0.1"
+    cookies: SimpleCookie = field(default_factory=SimpleCookie)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        pairs = [f"{name}={morsel.coded_value}" for name, morsel in self.cookies.items()]
+        headers = {
+            "Authorization": self.token and f"Bearer {self.token}",
+            "Cookie": "; ".join(pairs),
+            "X-Forwarded-For": self.forwarded_for,
+        }
+        return {name: value for name, value in headers.items() if value}
+
+    async def call(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        headers = {**self.headers, **(headers or {})}
+        reply = await self.server.fetch(path, method, headers, body, self.source)
+        self._keep(reply.headers)
+        return reply
+
+    def _keep(self, headers: Mapping[str, str]) -> None:
+        self.cookies.load(headers.get("Set-Cookie", ""))
+
+    async def register(self, name: str, password: str = "correct horse battery") -> JSON:
+        """Become a user who is logged in. Returns what the login was answered with."""
+        account = {"username": name, "email": f"{name}@example.org", "password": password}
+        registered = await self.call("POST", "/api/v1/auth/register", account)
+        assert registered.status == 201, registered.text
+        return await self.login(name, password)
+
+    async def login(self, name: str, password: str = "correct horse battery") -> JSON:
+        login = {"username": name, "password": password}
+        reply = await self.call("POST", "/api/v1/auth/login", login)
+        assert reply.status == 200, reply.text
+        tokens: JSON = reply.json
+        self.token = tokens["access_token"]
+        return tokens
+
+    async def key(self, name: str = "laptop") -> JSON:
+        """A new API key."""
+        reply = await self.call("POST", "/api/v1/keys", {"name": name})
+        assert reply.status == 201, reply.text
+        key: JSON = reply.json
+        return key
+
+    async def ask(self, message: str, **fields: object) -> JSON:
+        """The answer to POST /chat."""
+        reply = await self.call("POST", "/chat", {"message": message, **fields})
+        assert reply.status == 200, reply.text
+        answer: JSON = reply.json
+        return answer
+
+    async def conversations(self, query: str = "") -> list[JSON]:
+        reply = await self.call("GET", f"/conversations{query}")
+        assert reply.status == 200, reply.text
+        found: list[JSON] = reply.json["conversations"]
+        return found
+
+    async def history(self, conversation_id: str) -> list[tuple[str, str]]:
+        """Who said what."""
+        reply = await self.call("GET", f"/conversations/{conversation_id}/history")
+        assert reply.status == 200, reply.text
+        return [(message["role"], message["content"]) for message in reply.json["messages"]]
+
+    @contextlib.asynccontextmanager
+    async def text(self, path: str = "/ws") -> AsyncIterator[ClientConnection]:
+        async with self._connected(path) as socket:
+            yield socket
+
+    @contextlib.asynccontextmanager
+    async def responses(self) -> AsyncIterator[ResponsesSocket]:
+        async with self._connected("/v1/responses") as socket:
+            yield ResponsesSocket(socket)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, path: str) -> AsyncIterator[ClientConnection]:
+        opening = connect(self.server.ws(path), proxy=None, max_size=None, additional_headers=self.headers)
+        async with opening as socket:
+            assert socket.response is not None
+            self._keep(socket.response.headers)
+            yield socket
+
+
+@pytest.fixture(scope="session")
+def visitor() -> type[Visitor]:
+    return Visitor
+
+
 class Closed(NamedTuple):
     """The server's close frame; code 1006 when there was none."""
 
@@ -632,6 +765,44 @@ def how_closed() -> HowClosed:
 
 def chunks(message: str, count: int = 5) -> list[str]:
     return [f"chunk {number}: {message}" for number in range(1, count + 1)]
+
+
+class Say(Protocol):
+    async def __call__(self, socket: ClientConnection, message: str, count: int = 5) -> str:
+        """Say something to the echo model. Returns its answer, which has `count` chunks."""
+
+
+@pytest.fixture(scope="session")
+def say() -> Say:
+    async def say(socket: ClientConnection, message: str, count: int = 5) -> str:
+        await socket.send(message)
+        async with asyncio.timeout(STEP_DEADLINE_S):
+            frames = [str(await socket.recv()) for _ in range(count)]
+        assert frames == chunks(message, count)
+        return "".join(frames)
+
+    return say
+
+
+class Until(Protocol):
+    async def __call__(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Wait for what nothing announces."""
+
+
+@pytest.fixture(scope="session")
+def until() -> Until:
+    async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(STEP_DEADLINE_S):
+            while not await condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    return until
+
+
+@pytest.fixture(scope="session")
+def impatient() -> Sequence[str]:
+    """A program for `run_server`, see there."""
+    return (str(Path(__file__).with_name("programs") / "impatient.py"),)
 
 
 @pytest.fixture(scope="session")

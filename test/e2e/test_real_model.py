@@ -30,7 +30,9 @@ def smollm2(slots: int, **options: object) -> "JSON":
 @pytest.fixture(scope="module")
 def server(run_server: "RunServer") -> Iterator["Server"]:
     models = [smollm2(3, max_output_tokens=60), ECHO]
-    with run_server({"models": models, "session": {"grace": "100ms"}}) as server:
+    # Titles are counted as answers, too.
+    sections = {"models": models, "session": {"grace": "100ms"}, "storage": {"titles": False}}
+    with run_server(sections) as server:
         yield server
 
 
@@ -64,6 +66,13 @@ async def test_it_knows_the_capital_of_france(server: "Server", text_socket: "Op
 
 async def test_the_text_dialogue_remembers(server: "Server", text_socket: "OpenText") -> None:
     answers = await text_of(server, text_socket, MY_DOG, ITS_NAME)
+    assert "Rex" in answers[1]
+
+
+async def test_it_remembers_where_nothing_is_stored(run_server: "RunServer", text_socket: "OpenText") -> None:
+    models = [smollm2(1, max_output_tokens=60)]
+    with run_server({"models": models, "storage": {"url": ""}}) as server:
+        answers = await text_of(server, text_socket, MY_DOG, ITS_NAME)
     assert "Rex" in answers[1]
 
 

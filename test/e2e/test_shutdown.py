@@ -5,12 +5,15 @@ import contextlib
 import http.client
 import json
 import socket
+import sqlite3
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from openai import AsyncOpenAI
+from websockets.exceptions import ConnectionClosed
 
 if TYPE_CHECKING:
     from test.e2e.conftest import JSON, HowClosed, OpenResponses, OpenText, Raw, RunServer, Server
@@ -195,3 +198,23 @@ async def test_clients_that_do_not_read_or_answer_cannot_keep_the_process(
         # Nobody answers the close frame: each has the close timeout.
         assert await server.exit_status(10) == 0
         assert await silent.close_code() == 1012
+
+
+async def test_what_was_said_until_the_shutdown_is_stored(
+    run_server: "RunServer", text_socket: "OpenText", tmp_path: Path
+) -> None:
+    storage = {"url": f"sqlite+aiosqlite:///{tmp_path}/sluice.db"}
+    with run_server({**config(timeout="200ms"), "storage": storage}) as server:
+        async with text_socket(server, "/ws?model=endless") as socket:
+            await socket.send("hello")
+            said = [str(await socket.recv())]
+            server.signal()
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    said.append(str(await socket.recv()))
+        assert await server.exit_status(5) == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "sluice.db")) as database:
+        ((status, reason),) = database.execute("SELECT status, incomplete_reason FROM responses")
+        ((content,),) = database.execute("SELECT content FROM messages WHERE kind = 'output'")
+    assert (status, reason) == ("incomplete", "cancelled")
+    assert content.startswith("".join(said))

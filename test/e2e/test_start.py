@@ -81,7 +81,9 @@ def test_a_bad_variable_is_named_instead_of_the_file(run_program: "RunProgram", 
 def test_check_prints_what_is_in_effect_with_secrets_masked(
     run_program: "RunProgram", tmp_path: Path
 ) -> None:
-    conf = write(tmp_path, "auth: {jwt_secret: do-not-tell}\nsession: {grace: 1500ms}\n")
+    conf = write(
+        tmp_path, "auth: {jwt_secret: do-not-tell-what-signs-all-the-tokens}\nsession: {grace: 1500ms}\n"
+    )
     env = {"SLUICE_SESSION__MAX_IN_FLIGHT": "3"}
     status, output, errors = run_program("cmd.server", "-conf", str(conf), "-check", env=env)
     assert (status, errors) == (0, "")
