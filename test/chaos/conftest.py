@@ -220,7 +220,12 @@ class Cluster:
         """Patterns of what is alarming elsewhere, and to be expected in this test."""
         queue = {"driver": "redis", "url": url, "prefix": self.prefix, **config.get("queue", {})}
         self._conf = folder / "config.yaml"
-        self._conf.write_text(yaml.safe_dump({"shutdown": {"timeout": "5s"}, **config, "queue": queue}))
+        own_files = {
+            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
+            "auth": {"secret_file": str(folder / "secret.key")},
+        }
+        sections = {"shutdown": {"timeout": "5s"}, **own_files, **config, "queue": queue}
+        self._conf.write_text(yaml.safe_dump(sections))
         own = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
         self._env = {**own, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always::ResourceWarning"}
 

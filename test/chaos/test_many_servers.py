@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
+import pytest
 from websockets.asyncio.client import connect
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
         Socket,
         StartCluster,
     )
+
+pytestmark = pytest.mark.alone
 
 CHUNKS = 60
 MANY = 50

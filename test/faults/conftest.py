@@ -24,7 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pytest
 import yaml
+from aiohttp import ClientError, ClientSession, ClientTimeout, CookieJar
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from test.conftest import OwnRedis
 
 ROOT = Path(__file__).parents[2]
+PROGRAMS = Path(__file__).parent / "programs"
 HOST = "127.0.0.1"
 TEST_DEADLINE_S = 90.0
 """No test may take longer, whatever it waits for."""
@@ -94,9 +100,11 @@ async def watched_loop() -> AsyncIterator[None]:
     assert not left, f"tasks left behind: {left}"
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: Callable[[], str]) -> None:
+async def until(
+    condition: Callable[[], Awaitable[bool]], what: Callable[[], str], within_s: float = PATIENCE_S
+) -> None:
     """For what happens in another process. `what` says how things stand when it does not."""
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + within_s
     while not await condition():
         assert time.monotonic() < deadline_s, what()
         await asyncio.sleep(0.02)
@@ -229,8 +237,9 @@ class Client:
     `arrived_at_s` tells when each event came.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, person: "Person | None" = None) -> None:
         self.message = message
+        self.person = person
         self.events: list[JSON] = []
         self.errors: list[JSON] = []
         self.arrived_at_s: list[float] = []
@@ -243,7 +252,10 @@ class Client:
     async def connect(self, server: Process) -> None:
         await self.leave()
         url = f"ws://{HOST}:{server.port}/v1/responses"
-        self._connection = await connect(url, proxy=None, ping_interval=None, open_timeout=PATIENCE_S)
+        headers = self.person.headers if self.person else {}
+        self._connection = await connect(
+            url, additional_headers=headers, proxy=None, ping_interval=None, open_timeout=PATIENCE_S
+        )
         self.server, self.connected = server, True
         self._reader = asyncio.create_task(self._read(self._connection))
 
@@ -430,29 +442,148 @@ class Streams(tuple[Client, ...]):
         assert not any(client.types[-1] in TERMINAL for client in self)
 
 
+class Person:
+    """A guest with conversations, whom every server knows by a cookie."""
+
+    def __init__(self) -> None:
+        self._http = ClientSession(
+            cookie_jar=CookieJar(unsafe=True), timeout=ClientTimeout(PATIENCE_S), trust_env=False
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Cookie": "; ".join(f"{it.key}={it.value}" for it in self._http.cookie_jar)}
+
+    async def call(self, server: Process, method: str, path: str, **body: object) -> Reply:
+        asked_at = time.monotonic()
+        url = f"http://{HOST}:{server.port}{path}"
+        async with self._http.request(method, url, json=body or None) as response:
+            return Reply(response.status, await response.read(), time.monotonic() - asked_at)
+
+    async def begin(self, server: Process, count: int) -> list[str]:
+        """So many conversations, in which nothing was said yet."""
+        begun = []
+        for _ in range(count):
+            reply = await self.call(server, "POST", "/conversations")
+            assert reply.status == 201, reply
+            begun.append(reply.json["session_id"])
+        return begun
+
+    async def said(self, server: Process, conversation: str) -> list[tuple[str, str]]:
+        """Who said what there, as a server tells."""
+        reply = await self.call(server, "GET", f"/conversations/{conversation}/history")
+        assert reply.status == 200, reply
+        return [(message["role"], message["content"]) for message in reply.json["messages"]]
+
+    async def listen(self, server: Process, conversation: str, heard: asyncio.Event, message: str) -> str:
+        """Say something, and read the stream as far as it comes. `heard`: it was accepted."""
+        url = f"http://{HOST}:{server.port}/chat/message"
+        body = {"session_id": conversation, "message": message}
+        told = b""
+        with contextlib.suppress(OSError, ClientError):
+            async with self._http.post(url, json=body) as response:
+                assert response.status == 200, await response.text()
+                heard.set()
+                async for data in response.content.iter_any():
+                    told += data
+        return told.decode()
+
+    async def close(self) -> None:
+        await self._http.close()
+
+
+# ── what is stored ───────────────────────────────────────────────────────────────────────────────
+
+
+class Stored:
+    """The database, looked at past the servers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def rows(self, query: str) -> Sequence[Row[Any]]:
+        engine = create_async_engine(self.url, poolclass=NullPool)
+        async with engine.connect() as connection:
+            return (await connection.execute(text(query))).all()
+
+    async def responses(self) -> dict[str, Row[Any]]:
+        return {row.id: row for row in await self.rows("SELECT * FROM responses")}
+
+    async def questions(self) -> dict[str, str]:
+        """By response."""
+        return await self._messages("input")
+
+    async def answers(self) -> dict[str, str]:
+        return await self._messages("output")
+
+    async def _messages(self, kind: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for row in await self.rows(f"SELECT * FROM messages WHERE kind = '{kind}'"):
+            assert row.response_id not in found, f"{row.response_id} has two messages: {kind}"
+            found[row.response_id] = row.content
+        return found
+
+    async def nothing_runs(self, within_s: float = PATIENCE_S) -> None:
+        """Wait until all responses have ended."""
+        running: Sequence[Row[Any]] = ()
+
+        async def ended() -> bool:
+            nonlocal running
+            running = await self.rows("SELECT id FROM responses WHERE ended_at IS NULL")
+            return not running
+
+        await until(ended, lambda: f"{len(running)} responses did not end: {running[:3]}", within_s)
+
+    async def require(self, clients: "Iterable[Client]", *, failed: str = "") -> None:
+        """What the clients were told is what is stored, once. One who did not hear the end has either the
+        whole answer there, or none, because it `failed` with this code."""
+        responses, questions, answers = await self.responses(), await self.questions(), await self.answers()
+        for client in clients:
+            row = responses[client.response_id]
+            assert questions[client.response_id] == client.message
+            if client.types[-1] in TERMINAL:
+                assert row.status == client.response["status"], client
+            if row.status == "failed":
+                assert client.types[-1] == "response.failed" or row.error_code == failed, (client, row)
+                assert client.response_id not in answers
+            else:
+                assert row.status in ("completed", "incomplete"), (client, row)
+                answer = answers.get(client.response_id, "")
+                assert answer.startswith(client.text), client
+                if client.types[-1] in TERMINAL:
+                    assert answer == client.text
+
+
 # ── the cluster ──────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
 class Cluster:
-    """Servers and workers on one Redis, and their clients."""
+    """Servers and workers on one Redis, and their clients. `worker_program`: what a worker runs."""
 
     redis: "OwnRedis"
     folder: Path
     config: JSON
+    worker_program: Sequence[str] = ("-m", "cmd.worker")
     servers: list[Process] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    persons: list[Person] = field(default_factory=list)
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.config["storage"]["url"])
 
     def _spawn(self, program: str, number: int) -> Process:
         port, name = free_port(), f"{program}-{number}"
+        words = self.worker_program if program == "worker" else ("-m", f"cmd.{program}")
         conf, log_file = self.folder / f"{name}.yaml", self.folder / f"{name}.log"
         http = {"http": {"addr": f"{HOST}:{port}"}}
         conf.write_text(yaml.safe_dump({**self.config, "server": http, "worker": http}))
         own = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
         with log_file.open("wb") as log:
             popen = subprocess.Popen(
-                [sys.executable, "-m", f"cmd.{program}", "-conf", str(conf)],
+                [sys.executable, *words, "-conf", str(conf)],
                 cwd=ROOT,
                 env={**own, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always::ResourceWarning"},
                 stdin=subprocess.DEVNULL,
@@ -466,7 +597,26 @@ class Cluster:
         self.servers = [self._spawn("server", number) for number in range(servers)]
         self.workers = [self._spawn("worker", number) for number in range(workers)]
         await together(process.started() for process in self.processes)
-        await together(self.know_workers(server, workers) for server in self.servers)
+        if self.config["queue"]["driver"] == "redis":
+            await together(self.know_workers(server, workers) for server in self.servers)
+
+    async def another_server(self) -> Process:
+        """Started, and ready."""
+        server = self._spawn("server", len(self.servers))
+        self.servers.append(server)
+        await server.started()
+        return server
+
+    async def another_worker(self) -> Process:
+        """Started, and ready."""
+        worker = self._spawn("worker", len(self.workers))
+        self.workers.append(worker)
+        await worker.started()
+        return worker
+
+    def person(self) -> Person:
+        self.persons.append(Person())
+        return self.persons[-1]
 
     async def know_workers(self, server: Process, count: int) -> None:
         """Wait until a server is ready and counts so many workers for each model."""
@@ -485,10 +635,12 @@ class Cluster:
     def processes(self) -> Sequence[Process]:
         return (*self.servers, *self.workers)
 
-    async def connect(self, count: int, *servers: Process, message: str = "message {}") -> Streams:
+    async def connect(
+        self, count: int, *servers: Process, message: str = "message {}", person: Person | None = None
+    ) -> Streams:
         """Clients, spread over these servers, or all."""
         spread = itertools.cycle(servers or self.servers)
-        streams = Streams(Client(message.format(number)) for number in range(1, count + 1))
+        streams = Streams(Client(message.format(number), person) for number in range(1, count + 1))
         self.clients += streams
         await together(client.connect(server) for client, server in zip(streams, spread, strict=False))
         return streams
@@ -560,6 +712,9 @@ class Cluster:
         """For how long something lasts that is done to the cluster."""
         await asyncio.sleep(max(0.0, time_s - time.monotonic()))
 
+    async def becomes(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        await until(condition, lambda: f"it did not come about that {what}")
+
     async def nothing_runs(self) -> None:
         """Wait until no request is left, waiting or running."""
         server = next(one for one in self.servers if one.lives)
@@ -569,6 +724,7 @@ class Cluster:
     async def stop(self) -> None:
         """Stop what lives; it must go quietly, and nobody may have been surprised."""
         await together(client.leave() for client in self.clients)
+        await together(person.close() for person in self.persons)
         living = [one for one in self.processes if one.lives]
         for process in living:
             process.popen.terminate()
@@ -580,25 +736,45 @@ class Cluster:
         for process in self.processes:
             process.kill()
         await together(client.leave() for client in self.clients)
+        await together(person.close() for person in self.persons)
 
 
 class RunCluster(Protocol):
     def __call__(
-        self, *, servers: int = 1, workers: int = 2, models: Sequence[JSON] = (ECHO,), **sections: JSON
+        self,
+        *,
+        servers: int = 1,
+        workers: int = 2,
+        models: Sequence[JSON] = (ECHO,),
+        program: str = "",
+        **sections: JSON,
     ) -> AbstractAsyncContextManager[Cluster]:
-        """Run so many of each; `sections` go into the configuration."""
+        """Run so many of each; `sections` go into the configuration. `program`: one of `programs` that the
+        workers run."""
 
 
 @pytest.fixture
 def run_cluster(own_redis: "OwnRedis", tmp_path: Path) -> RunCluster:
     @contextlib.asynccontextmanager
     async def run(
-        *, servers: int = 1, workers: int = 2, models: Sequence[JSON] = (ECHO,), **sections: JSON
+        *,
+        servers: int = 1,
+        workers: int = 2,
+        models: Sequence[JSON] = (ECHO,),
+        program: str = "",
+        **sections: JSON,
     ) -> AsyncIterator[Cluster]:
         own: JSON = {"driver": "redis", "url": own_redis.url, "lease": f"{LEASE_S:g}s"}
         queue: JSON = {**own, **sections.get("queue", {})}
-        config = {**sections, "models": list(models), "queue": queue}
+        storage: JSON = {
+            "url": f"sqlite+aiosqlite:///{tmp_path}/sluice.db",
+            **sections.get("storage", {}),
+        }
+        auth: JSON = {"secret_file": str(tmp_path / "secret.key"), **sections.get("auth", {})}
+        config = {**sections, "models": list(models), "queue": queue, "storage": storage, "auth": auth}
         cluster = Cluster(own_redis, tmp_path, config)
+        if program:
+            cluster.worker_program = (str(PROGRAMS / program),)
         try:
             await cluster.start(servers, workers)
             yield cluster

@@ -4,7 +4,8 @@ import os
 import sys
 import threading
 
-from cmd import wire, worker
+from cmd import worker
+from cmd.wire import options
 from internal.biz.generation import Job
 from internal.conf.settings import EchoModel, Model
 from internal.generator.echo import EchoGenerator
@@ -27,5 +28,5 @@ def mortal(model: Model) -> MortalGenerator:
     return MortalGenerator(model.options.chunks, model.options.interval, model.options.slots)
 
 
-vars(wire)["_generator"] = mortal
+vars(options)["generator"] = mortal
 sys.exit(worker.main())
