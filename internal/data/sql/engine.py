@@ -148,9 +148,19 @@ def _quick_to_close() -> type[Any]:
         __slots__ = ()
 
         async def close(self, *, timeout: float | None = None) -> None:
+            """Who is cancelled meanwhile is so behind it: SQLAlchemy would take it for a failure."""
+            closing = asyncio.ensure_future(super().close(timeout=GOODBYE_S))
+            is_cancelled = False
+            while not closing.done():
+                try:
+                    await asyncio.wait([closing])
+                except asyncio.CancelledError:
+                    is_cancelled = True
             # When the time is up it has been cut off.
             with contextlib.suppress(TimeoutError):
-                await super().close(timeout=GOODBYE_S)
+                closing.result()
+            if is_cancelled and (task := asyncio.current_task()) is not None:
+                task.cancel()
 
     return Connection
 
