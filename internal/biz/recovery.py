@@ -1,7 +1,6 @@
 """Ends responses that storage has as running, but that died with the process that had accepted them."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -9,6 +8,7 @@ from dataclasses import replace
 
 from internal.biz.errors import Unavailable
 from internal.biz.models import Failure, Response, Status
+from internal.biz.pause import pause
 from internal.biz.ports import History, Meter, Queue
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,7 @@ class Recovery:
             except Exception:  # nobody's answers may end with this
                 log.exception("cannot look for interrupted responses")
             self._news.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._news.wait()
+            await pause(self._news, pause_s)
 
     async def look(self) -> None:
         """Fail what is lost. Raises Unavailable."""

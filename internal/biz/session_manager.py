@@ -12,6 +12,7 @@ from internal.biz.flusher import Flusher
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.ids import new_id
 from internal.biz.models import Caller
+from internal.biz.pause import pause
 from internal.biz.ports import Connection, Meter
 from internal.biz.session import Codec, Session, SessionLimits
 from internal.biz.turnstile import Turnstile
@@ -149,7 +150,8 @@ class SessionManager:
             async with asyncio.timeout(timeout_s):
                 while not all(session.idle for session in self._sessions):
                     # Sessions do not tell when they fall idle; a shutdown can afford to look.
-                    await _wait(self._changed, 0.05)
+                    self._changed.clear()
+                    await pause(self._changed, 0.05)
         except TimeoutError:
             busy = sum(not session.idle for session in self._sessions)
             log.warning("shutdown timeout", extra={"unfinished_sessions": busy})
@@ -163,7 +165,8 @@ class SessionManager:
         deadline_s = time.monotonic() + CLOSE_DEADLINE_S
         while self._sessions and time.monotonic() < deadline_s:
             # Each ends within the connection's own close timeout.
-            await _wait(self._changed, 1.0)
+            self._changed.clear()
+            await pause(self._changed, 1.0)
 
     async def stop(self) -> None:
         """End the timers and tasks."""
@@ -174,12 +177,3 @@ class SessionManager:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    event.clear()
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return

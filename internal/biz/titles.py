@@ -15,6 +15,7 @@ from internal.biz.events import Event, ResponseCompleted, ResponseIncomplete
 from internal.biz.ids import new_id
 from internal.biz.models import Message, Request, Role, Settings, Truncation
 from internal.biz.names import visible_line
+from internal.biz.pause import pause
 from internal.biz.ports import Queue
 from internal.biz.subscription import Subscription
 
@@ -100,11 +101,7 @@ class Titles:
             await asyncio.sleep(LOOK_INTERVAL_S)
             return
         self._news.clear()
-        try:
-            async with asyncio.timeout(IDLE_INTERVAL_S):
-                await self._news.wait()
-        except TimeoutError:
-            return
+        await pause(self._news, IDLE_INTERVAL_S)
 
     async def _title(self, untitled: Untitled) -> None:
         try:

@@ -16,6 +16,7 @@ from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.log import Cursor, Follower
 from internal.biz.models import Backlog, Request, Response, Status, WorkerInfo
+from internal.biz.pause import pause
 from internal.data.redis.endings import NOT_AN_EVENT, Endings, Taken
 from internal.data.redis.entries import dump_request, encode, head_of, load_request, parse
 from internal.data.redis.keys import Keys
@@ -350,9 +351,7 @@ class RedisQueue:
                 await self._link.command(
                     "SET", self._keys.nodes + self._name, int(time.time()), "EX", ALIVE_S
                 )
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HOUSEKEEPING_S):
-                    await self._back.wait()
+            await pause(self._back, HOUSEKEEPING_S)
 
     async def _keep_house(self) -> None:
         while True:

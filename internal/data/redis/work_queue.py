@@ -1,7 +1,6 @@
 """The workers' side of the queue: claims requests, appends what engines say, renews leases."""
 
 import asyncio
-import contextlib
 import logging
 import math
 import socket
@@ -16,6 +15,7 @@ from internal.biz.errors import GenerationFailed, SluiceError, Unavailable
 from internal.biz.events import QueueUpdate
 from internal.biz.generation import Delivery, Finished, FinishReason
 from internal.biz.models import Response, WorkerInfo
+from internal.biz.pause import pause
 from internal.biz.ports import Append, Consumer
 from internal.biz.version import VERSION
 from internal.data.redis.endings import (
@@ -140,7 +140,7 @@ class RedisWorkQueue:
         """Renew leases until cancelled."""
         try:
             while True:
-                await _wait(self._renew_now, self._options.lease_s / 3)
+                await pause(self._renew_now, self._options.lease_s / 3)
                 self._renew_now.clear()
                 try:
                     await self._renew()
@@ -172,7 +172,7 @@ class RedisWorkQueue:
                 ready.clear()
                 if deliveries := await self._claim(model, base, consumer):
                     return deliveries
-                await _wait(ready, min(POLL_INTERVAL_S, self._options.lease_s / 4))
+                await pause(ready, min(POLL_INTERVAL_S, self._options.lease_s / 4))
         except asyncio.CancelledError:
             self.leave(model, consumer)
             raise
@@ -475,9 +475,3 @@ def _held(delivery: Delivery) -> _Held:
 def _model(item: Append) -> str:
     held: _Held = item.receipt  # type: ignore[assignment]
     return held.model
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
