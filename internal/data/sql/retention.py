@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, select, tuple_
 
 from internal.biz.errors import Unavailable
-from internal.biz.guests import GUEST_PREFIX, GUEST_TTL_S
+from internal.biz.guests import GUEST, GUEST_PREFIX, GUEST_TTL_S
 from internal.biz.ids import first_id
 from internal.data.sql.database import Database
 from internal.data.sql.tables import conversations, refresh_tokens, responses, user_settings
@@ -103,11 +103,8 @@ class Retention:
             ),
         )
         # The token that they belong to has run out.
-        mine, ended = user_settings.c.user_id, first_id("guest", self._now() - GUEST_TTL_S)
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                delete(user_settings).where(mine.startswith(GUEST_PREFIX, autoescape=True), mine < ended)
-            )
+        mine, ended = user_settings.c.user_id, first_id(GUEST, self._now() - GUEST_TTL_S)
+        await self._delete(user_settings, and_(mine.startswith(GUEST_PREFIX, autoescape=True), mine < ended))
         return count
 
     async def _delete_beyond(self, keep: int) -> int:
@@ -155,17 +152,18 @@ class Retention:
         if table is conversations:
             runs = exists().where(responses.c.conversation_id == table.c.id, responses.c.ended_at.is_(None))
             which = and_(which, ~runs.correlate(table))
-        query = select(table.c.id).where(which)
+        (key,) = table.primary_key
+        query = select(key).where(which)
         if table is responses:
             # The last one of a dialogue is the first that can go.
             query = query.order_by(table.c.created_at.desc())
         query = query.limit(CONVERSATIONS if table is conversations else ROWS)
         count = 0
         while found := await self._database.read(query):
-            ids = [row.id for row in found]
+            ids = [row[0] for row in found]
             async with self._database.transaction() as connection:
                 # Asked again: meanwhile somebody may have gone on with one of them.
-                done = await connection.execute(delete(table).where(table.c.id.in_(ids), which))
+                done = await connection.execute(delete(table).where(key.in_(ids), which))
             if not done.rowcount:
                 break
             count += done.rowcount
