@@ -7,6 +7,9 @@ from internal.biz.errors import InvalidRequest, SluiceError, Unauthenticated
 from internal.service.errors import error_body, http_status
 from internal.service.rate_limit import refusal_headers
 
+NOT_STORED = {"Cache-Control": "no-store"}
+"""Of an answer that is one caller's, or true at this moment only."""
+
 
 def json_answer(body: object, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
@@ -26,7 +29,7 @@ async def guarded(request: web.Request, response: web.StreamResponse) -> None:
     it may be another one next time."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     if response.status >= 400:
-        response.headers["Cache-Control"] = "no-store"
+        response.headers.update(NOT_STORED)
 
 
 def refused_by_aiohttp(request: web.Request, error: web.HTTPException) -> web.Response:

@@ -40,12 +40,10 @@ SwaggerUIBundle({
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 _CACHED = "public, max-age=86400"
 _HEADERS = {
-    # Swagger UI's icons are data: images.
     # Swagger UI's icons are data: images, and it sets style attributes.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
 }
 
 

@@ -16,6 +16,7 @@ from internal.biz.errors import Forbidden, InvalidRequest
 from internal.biz.ids import ID_PATTERN
 from internal.biz.limits import Budget
 from internal.biz.models import Caller
+from internal.server.answers import NOT_STORED
 from internal.service.api.base import Answer, Body, Query
 from internal.service.errors import TooLarge, UnsupportedMediaType
 from internal.service.rate_limit import budget_headers
@@ -248,7 +249,7 @@ def _answer(answer: Answered, status: int, headers: Mapping[str, str]) -> web.St
         answer.headers.update(headers)
         return answer
     # What is answered may be a token, and is of one caller at most.
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers}
+    headers = {**NOT_STORED, **headers}
     if isinstance(answer, WithHeaders):
         headers |= answer.headers
         answer = answer.answer

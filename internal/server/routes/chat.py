@@ -17,6 +17,7 @@ from internal.biz.limits import Budget
 from internal.biz.models import Caller, Message, Role, Settings, Truncation
 from internal.biz.subscription import Reading, Subscription
 from internal.server import deadline
+from internal.server.answers import NOT_STORED
 from internal.server.rest import Access, AnyRoute, Call, Route, WithHeaders
 from internal.server.streams import Streams
 from internal.service.api.base import Query
@@ -39,9 +40,8 @@ KEEP_ALIVE_S = 15.0
 """A stream is never silent for longer: proxies drop what is."""
 _SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-store",
+    **NOT_STORED,
     "X-Accel-Buffering": "no",
-    "X-Content-Type-Options": "nosniff",
 }
 
 

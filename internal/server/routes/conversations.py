@@ -7,6 +7,7 @@ from aiohttp import web
 
 from internal.biz.conversations import Conversations
 from internal.biz.models import Conversation, StoredMessage
+from internal.server.answers import NOT_STORED
 from internal.server.rest import Access, AnyRoute, Call, Route
 from internal.service.api.base import Body, Query
 from internal.service.api.conversations import (
@@ -22,8 +23,6 @@ from internal.service.api.conversations import (
     file_name,
     markdown,
 )
-
-_PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 class ConversationRoutes:
@@ -124,7 +123,7 @@ class ConversationRoutes:
 
 def _history(conversation_id: str, messages: Sequence[StoredMessage]) -> web.Response:
     body = Dialogue.of(conversation_id, messages).model_dump_json().encode()
-    return web.Response(body=body, content_type="application/json", headers=_PRIVATE)
+    return web.Response(body=body, content_type="application/json", headers=NOT_STORED)
 
 
 def _export(conversation: Conversation, messages: Sequence[StoredMessage], format_: str) -> web.Response:
@@ -135,5 +134,5 @@ def _export(conversation: Conversation, messages: Sequence[StoredMessage], forma
 
 
 def _file(text: str, content_type: str, name: str) -> web.Response:
-    headers = {**_PRIVATE, "Content-Disposition": f'attachment; filename="{name}"'}
+    headers = {**NOT_STORED, "Content-Disposition": f'attachment; filename="{name}"'}
     return web.Response(body=text.encode(), content_type=content_type, charset="utf-8", headers=headers)

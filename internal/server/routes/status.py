@@ -4,7 +4,7 @@ from aiohttp import web
 
 from internal.biz.chat import Chat
 from internal.biz.version import VERSION
-from internal.server.answers import json_answer
+from internal.server.answers import NOT_STORED, json_answer
 from internal.server.readiness import Readiness, overview
 from internal.server.rest import Access, AnyRoute, Call, Operation, Route
 from internal.service.api.base import Body, Query
@@ -75,5 +75,5 @@ class StatusRoutes:
     async def health(self, call: Call[Body, Query]) -> web.Response:
         report, is_ready = await overview(self._readiness, self._chat)
         response = json_answer({**report, "version": VERSION}, 200 if is_ready else 503)
-        response.headers["Cache-Control"] = "no-store"
+        response.headers.update(NOT_STORED)
         return response
