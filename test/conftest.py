@@ -6,6 +6,7 @@ reaches the loop's exception handler, and when a task is left behind.
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -47,9 +48,33 @@ hypothesis_settings.register_profile("sluice", deadline=None, max_examples=60, p
 hypothesis_settings.load_profile("sluice")
 
 
+PROCESSES_S = {"e2e": 40.0, "faults": 90.0, "chaos": 60.0}
+"""Folders whose tests talk to processes of their own, and how long one of these may take, whatever it waits
+for, unless it says so itself."""
+
+
+def folder_of(item: pytest.Item) -> str:
+    """The one of PROCESSES_S that a test is in; empty for all others."""
+    return next((name for name in PROCESSES_S if name in item.path.parts), "")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast ones first: whole servers come last, and what is done to them behind that."""
-    items.sort(key=lambda item: ("faults" in item.path.parts, "e2e" in item.path.parts))
+    """Fast ones first: whole servers come last, what is done to them behind that, and clusters at the end."""
+    order = ["", *PROCESSES_S]
+    items.sort(key=lambda item: order.index(folder_of(item)))
+    for item in items:
+        if isinstance(item, pytest.Function) and (folder := folder_of(item)) and is_async_test(item):
+            own = item.get_closest_marker("deadline_s")
+            item.obj = _bounded(item.obj, own.args[0] if own else PROCESSES_S[folder])
+
+
+def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def bounded(*args: object, **kwargs: object) -> None:
+        async with asyncio.timeout(deadline_s):
+            await test(*args, **kwargs)
+
+    return bounded
 
 
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────────
@@ -108,8 +133,7 @@ async def watched_loop(loop_errors: list[dict[str, Any]]) -> AsyncIterator[None]
     loop.set_debug(True)
     loop.slow_callback_duration = MAX_CALLBACK_S
     yield
-    await asyncio.sleep(0)  # what ends in this tick may
-    left = asyncio.all_tasks() - {asyncio.current_task()}
+    left = await _tasks_left()
     loop.set_debug(False)
     logging.getLogger("asyncio").removeHandler(slow)
     gc.callbacks.remove(slow.on_garbage)
@@ -117,10 +141,23 @@ async def watched_loop(loop_errors: list[dict[str, Any]]) -> AsyncIterator[None]
     assert not slow.found, f"the event loop was blocked: {slow.found}"
 
 
+@pytest.fixture
+async def clients_loop() -> AsyncIterator[None]:
+    """Watched less closely: it is the clients' of a process, and they may be slow."""
+    yield
+    left = await _tasks_left()
+    assert not left, f"tasks left behind: {left}"
+
+
+async def _tasks_left() -> set[asyncio.Task[Any]]:
+    await asyncio.sleep(0)  # what ends in this tick may
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
 @pytest.fixture(autouse=True)
 def _watch(request: pytest.FixtureRequest) -> None:
     if is_async_test(request.node):
-        request.getfixturevalue("watched_loop")
+        request.getfixturevalue("clients_loop" if folder_of(request.node) else "watched_loop")
 
 
 class Clock:
@@ -222,10 +259,10 @@ def redis_cluster_url(redis_cluster: str) -> Iterator[str]:
         client.flushall()
 
 
-class OwnRedis:
-    """A Redis of the test's own, to be treated badly. Its methods are `LocalRedis`'s, off the event loop."""
+class _OwnServer:
+    """A server of the test's own, to be treated badly: the methods of a local one, off the event loop."""
 
-    def __init__(self, server: LocalRedis) -> None:
+    def __init__(self, server: LocalRedis | LocalPostgres) -> None:
         self._server = server
 
     @property
@@ -250,6 +287,10 @@ class OwnRedis:
 
     async def resume(self) -> None:
         await asyncio.to_thread(self._server.resume)
+
+
+class OwnRedis(_OwnServer):
+    """A Redis."""
 
 
 @pytest.fixture
@@ -304,17 +345,17 @@ async def postgres_database(postgres_url: str) -> AsyncIterator[str]:
 # ── both databases ───────────────────────────────────────────────────────────────────────────────
 
 
-def _migrate(url: str) -> None:
-    # On a thread: this one has an event loop already.
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(lambda: asyncio.run(migrate(url))).result()
+def _elsewhere(work: Coroutine[Any, Any, Any]) -> None:
+    """Run it on a thread: this one has an event loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
 
 
 @pytest.fixture(scope="session")
 def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file to be copied."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    _migrate(f"sqlite+aiosqlite:///{path}")
+    _elsewhere(migrate(f"sqlite+aiosqlite:///{path}"))
     return path
 
 
@@ -324,7 +365,7 @@ def postgres_with_tables(postgres_url: str) -> Iterator[str]:
     name = f"tables_{secrets.token_hex(6)}"
     _on_postgres(postgres_url, f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
     url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-    _migrate(url)
+    _elsewhere(migrate(url))
     yield url
     _on_postgres(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -345,8 +386,7 @@ def _on_postgres(url: str, *statements: str) -> None:
             for statement in statements:
                 await connection.execute(text(statement))
 
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(lambda: asyncio.run(run())).result()
+    _elsewhere(run())
 
 
 @pytest.fixture
@@ -413,34 +453,8 @@ async def running(url: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-class OwnPostgres:
-    """A PostgreSQL of the test's own, to be treated badly: a `LocalPostgres` off the event loop."""
-
-    def __init__(self, server: LocalPostgres) -> None:
-        self._server = server
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    async def start(self, *, empty: bool = False) -> None:
-        await asyncio.to_thread(self._server.start, empty=empty)
-
-    async def stop(self) -> None:
-        await asyncio.to_thread(self._server.stop)
-
-    async def kill(self) -> None:
-        await asyncio.to_thread(self._server.kill)
-
-    async def restart(self, *, empty: bool = False) -> None:
-        await self.stop()
-        await self.start(empty=empty)
-
-    async def pause(self) -> None:
-        await asyncio.to_thread(self._server.pause)
-
-    async def resume(self) -> None:
-        await asyncio.to_thread(self._server.resume)
+class OwnPostgres(_OwnServer):
+    """A PostgreSQL."""
 
 
 @pytest.fixture

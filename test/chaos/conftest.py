@@ -6,9 +6,7 @@ with 0, have logged nothing alarming, and have left no process behind.
 
 import asyncio
 import contextlib
-import functools
 import http.client
-import inspect
 import itertools
 import json
 import os
@@ -35,8 +33,6 @@ from websockets.exceptions import WebSocketException
 from cmd.local_redis import free_port
 
 ROOT = Path(__file__).parents[2]
-TEST_DEADLINE_S = 60.0
-"""No asynchronous test may take longer, whatever it waits for, unless it says so itself."""
 STEP_DEADLINE_S = 20.0
 """What a single step of a test may take on a busy machine."""
 SERVER = ("-m", "cmd.server")
@@ -51,36 +47,6 @@ ALARMS = re.compile(
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 TRY_AGAIN = ("queue_unavailable", "queue_full", "restarting")
 """Errors with which a server refuses what it will accept later."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Clusters come last, and every asynchronous test here has a deadline."""
-    here = Path(__file__).parent
-    items.sort(key=lambda item: here in item.path.parents)
-    for item in items:
-        if not isinstance(item, pytest.Function) or here not in item.path.parents:
-            continue
-        deadline = item.get_closest_marker("deadline_s")
-        if inspect.iscoroutinefunction(item.obj):
-            item.obj = _bounded(item.obj, deadline.args[0] if deadline else TEST_DEADLINE_S)
-
-
-def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callable[..., Awaitable[None]]:
-    @functools.wraps(test)
-    async def bounded(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(deadline_s):
-            await test(*args, **kwargs)
-
-    return bounded
-
-
-@pytest.fixture
-async def watched_loop() -> AsyncIterator[None]:
-    """In the place of the watch that all other tests have: this loop is the clients', who may be slow."""
-    yield
-    await asyncio.sleep(0)
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not left, f"tasks left behind: {left}"
 
 
 # ── processes ────────────────────────────────────────────────────────────────────────────────────

@@ -6,9 +6,7 @@ logged nothing alarming.
 
 import asyncio
 import contextlib
-import functools
 import http.client
-import inspect
 import json
 import os
 import re
@@ -34,8 +32,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 ROOT = Path(__file__).parents[2]
-TEST_DEADLINE_S = 40.0
-"""No asynchronous test may take longer, whatever it waits for."""
 STEP_DEADLINE_S = 15.0
 """What a single step of a test may take on a busy machine."""
 START_DEADLINE_S = 60.0
@@ -47,34 +43,6 @@ ALARMS = re.compile(
     r"Unhandled|took \d+\.\d+ seconds"
 )
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every asynchronous test here a deadline."""
-    here = Path(__file__).parent
-    for item in items:
-        if not isinstance(item, pytest.Function) or here not in item.path.parents:
-            continue
-        if inspect.iscoroutinefunction(item.obj):
-            item.obj = _bounded(item.obj)
-
-
-def _bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    @functools.wraps(test)
-    async def bounded(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(TEST_DEADLINE_S):
-            await test(*args, **kwargs)
-
-    return bounded
-
-
-@pytest.fixture
-async def watched_loop() -> AsyncIterator[None]:
-    """In the place of the watch that all other tests have: this loop is the clients', who may be slow."""
-    yield
-    await asyncio.sleep(0)
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not left, f"tasks left behind: {left}"
 
 
 # ── the process ──────────────────────────────────────────────────────────────────────────────────

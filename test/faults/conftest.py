@@ -6,8 +6,6 @@ SIGTERM, must exit with 0, and must not have logged an error that nobody expecte
 
 import asyncio
 import contextlib
-import functools
-import inspect
 import itertools
 import json
 import os
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
 HOST = "127.0.0.1"
-TEST_DEADLINE_S = 90.0
-"""No test may take longer, whatever it waits for."""
 PATIENCE_S = 20.0
 """What a single step of a test may take on a busy machine. Never reached by a test that passes."""
 START_DEADLINE_S = 60.0
@@ -70,34 +66,6 @@ SMOLLM2: JSON = {
     "options": {"slots": 6, "context": 512, "threads": 1, "temperature": 0, "max_output_tokens": 40},
 }
 STORY = "Tell me a long story about a dog who sails around the world."
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every asynchronous test here a deadline."""
-    here = Path(__file__).parent
-    for item in items:
-        if not isinstance(item, pytest.Function) or here not in item.path.parents:
-            continue
-        if inspect.iscoroutinefunction(item.obj):
-            item.obj = _bounded(item.obj)
-
-
-def _bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    @functools.wraps(test)
-    async def bounded(*args: object, **kwargs: object) -> None:
-        async with asyncio.timeout(TEST_DEADLINE_S):
-            await test(*args, **kwargs)
-
-    return bounded
-
-
-@pytest.fixture
-async def watched_loop() -> AsyncIterator[None]:
-    """In the place of the watch that all other tests have: this loop is the clients', who may be slow."""
-    yield
-    await asyncio.sleep(0)
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not left, f"tasks left behind: {left}"
 
 
 async def until(
