@@ -55,7 +55,6 @@ def configure(level: str, form: str, process: int | None = None) -> None:
     text = _TextFormatter(f"%(asctime)s {who}%(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
     handler.setFormatter(_JsonFormatter(process) if form == "json" else text)
     own = logging.getLevelNamesMapping()[level.upper()]
-    # On the level debug, aiosqlite would log what it stores: prompts, and the hashes of passwords.
     logging.basicConfig(level=max(own, logging.WARNING), handlers=[handler], force=True)
     for name in _OWN:
         logging.getLogger(name).setLevel(own)

@@ -355,7 +355,7 @@ def _elsewhere(work: Coroutine[Any, Any, Any]) -> None:
 def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file to be copied."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    _elsewhere(migrate(f"sqlite+aiosqlite:///{path}"))
+    _elsewhere(migrate(f"sqlite:///{path}"))
     return path
 
 
@@ -393,7 +393,7 @@ def _on_postgres(url: str, *statements: str) -> None:
 def sqlite_storage(sqlite_with_tables: Path, tmp_path: Path) -> str:
     path = tmp_path / "sluice.db"
     shutil.copy(sqlite_with_tables, path)
-    return f"sqlite+aiosqlite:///{path}"
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture(scope="session")

@@ -79,13 +79,13 @@ def _redis_url(value: SecretUrl) -> SecretUrl:
 
 
 _DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite",
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
     "mysql": "mysql+aiomysql",
 }
-"""What stands before the :// where somebody names no driver."""
-_STORAGES = ("sqlite+aiosqlite", "postgresql+asyncpg", "mysql+aiomysql", "mysql+asyncmy")
+"""What else may stand before the ://, of SQLite since earlier versions."""
+_STORAGES = ("sqlite", "postgresql+asyncpg", "mysql+aiomysql", "mysql+asyncmy")
 
 
 def _storage_url(value: SecretUrl) -> SecretUrl:
@@ -96,14 +96,14 @@ def _storage_url(value: SecretUrl) -> SecretUrl:
     scheme = _DRIVERS.get(scheme, scheme)
     if not mark or scheme not in _STORAGES:
         raise ValueError(
-            "write sqlite+aiosqlite:///path or postgresql+asyncpg://user:password@host:port/database "
+            "write sqlite:///path or postgresql+asyncpg://user:password@host:port/database "
             "(mysql+aiomysql:// and mysql+asyncmy:// are untested), or nothing to store nothing"
         )
-    if scheme == "sqlite+aiosqlite":
+    if scheme == "sqlite":
         path = rest.partition("?")[0].removeprefix("/")
         if not rest.startswith("/") or not path or ":memory:" in rest or "mode=memory" in rest:
             raise ValueError(
-                "write sqlite+aiosqlite:///path (four / for a path from the root): a database in memory "
+                "write sqlite:///path (four / for a path from the root): a database in memory "
                 "would be another one for each connection; to store nothing, leave it empty"
             )
     elif not _is_server_url(url):
@@ -203,7 +203,7 @@ class Storage(_Section):
     and a guest's conversation stays for `keep_guests` after its last message (each 0: for ever). `titles`: a
     model names conversations."""
 
-    url: Annotated[SecretUrl, AfterValidator(_storage_url)] = SecretUrl("sqlite+aiosqlite:///data/sluice.db")
+    url: Annotated[SecretUrl, AfterValidator(_storage_url)] = SecretUrl("sqlite:///data/sluice.db")
     keep_conversations: Count = 500
     keep_responses: Duration = 30 * 86400.0
     keep_guests: Duration = 30 * 86400.0

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = """
 server: {http: {addr: "127.0.0.1:0"}}
 models: [{name: echo, generator: echo}]
-storage: {url: "sqlite+aiosqlite:///FOLDER/sluice.db"}
+storage: {url: "sqlite:///FOLDER/sluice.db"}
 auth: {secret_file: FOLDER/secret.key}
 """
 PER_SOURCE = 5000

@@ -74,7 +74,7 @@ def site(driver: str, processes: int = 1) -> Iterator[Site]:
             "server": {"http": http, "processes": processes},
             "queue": queue,
             "models": MODELS,
-            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
+            "storage": {"url": f"sqlite:///{folder}/sluice.db"},
             "auth": {"secret_file": f"{folder}/secret.key"},
         }
         conf = folder / "bench.yaml"

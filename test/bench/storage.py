@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import uvloop
+from sqlalchemy.engine import Connection
 
 from cmd.local_postgres import LocalPostgres, find_server
 from internal.biz.ids import new_id
@@ -45,12 +46,14 @@ class OneByOne(Database):
         super().__init__(url, Bounds(writers=10, command_timeout_s=60.0))
 
     async def write(self, *parts: Part, confirm: Confirmation | None = None) -> bool:
-        async with self.transaction() as connection:
+        def work(connection: Connection) -> None:
             for write, values in sorted(parts, key=lambda part: part[0].rank):
                 if values:
-                    await connection.execute(write.statement, values)
+                    connection.execute(write.statement, values)
             if confirm is not None:
-                await connection.execute(confirm[0], {"ids": [confirm[1]]})
+                connection.execute(confirm[0], {"ids": [confirm[1]]})
+
+        await self.transact(work)
         self.commits += 1
         return True
 
@@ -128,7 +131,7 @@ def _url(name: str) -> Iterator[str]:
             yield server.url
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield f"sqlite+aiosqlite:///{folder}/bench.db"
+        yield f"sqlite:///{folder}/bench.db"
 
 
 def run() -> dict[str, list[Rate]]:

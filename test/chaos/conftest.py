@@ -187,7 +187,7 @@ class Cluster:
         queue = {"driver": "redis", "url": url, "prefix": self.prefix, **config.get("queue", {})}
         self._conf = folder / "config.yaml"
         own_files = {
-            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
+            "storage": {"url": f"sqlite:///{folder}/sluice.db"},
             "auth": {"secret_file": str(folder / "secret.key")},
         }
         sections = {"shutdown": {"timeout": "5s"}, **own_files, **config, "queue": queue}

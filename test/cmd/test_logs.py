@@ -27,7 +27,7 @@ def test_the_level_is_ours_and_libraries_only_warn(level: str, ours: int, others
     logs.configure(level, "text")
     for name in ("sluice", "sluice.stack", "internal.biz.session", "cmd.wire"):
         assert logging.getLogger(name).getEffectiveLevel() == ours
-    for name in ("aiosqlite", "asyncio", "alembic", "aiohttp.access"):
+    for name in ("asyncio", "alembic", "aiohttp.access"):
         assert logging.getLogger(name).getEffectiveLevel() >= others
 
 

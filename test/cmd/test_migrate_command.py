@@ -30,7 +30,7 @@ def conf(tmp_path: Path) -> Path:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/data/sluice.db"
+        return f"sqlite:///{tmp_path}/data/sluice.db"
     url: str = request.getfixturevalue("postgres_database")
     return url
 

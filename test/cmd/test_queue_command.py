@@ -46,7 +46,7 @@ MODELS = ("m", "other")
 def settings_for(url: str, prefix: str, folder: Path) -> Settings:
     return Settings.model_validate(
         {
-            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
+            "storage": {"url": f"sqlite:///{folder}/sluice.db"},
             "queue": {"driver": "redis", "url": url, "prefix": prefix},
             "models": [{"name": name, "generator": "echo"} for name in MODELS],
         }
@@ -418,7 +418,7 @@ class Program:
         self.conf = folder / "sluice.yaml"
         models = [{"name": name, "generator": "echo"} for name in MODELS]
         queue = {"driver": driver, "url": url, "prefix": prefix}
-        storage = {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"}
+        storage = {"url": f"sqlite:///{folder}/sluice.db"}
         self.conf.write_text(yaml.safe_dump({"queue": queue, "models": models, "storage": storage}))
 
     def command(self, *words: str) -> list[str]:

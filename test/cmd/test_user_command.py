@@ -45,7 +45,7 @@ class Program:
     """`python -m cmd.user`, called with a configuration."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite+aiosqlite:///{folder}/sluice.db"
+        self.url = f"sqlite:///{folder}/sluice.db"
         self.secret_file = folder / "secret.key"
         self.conf = folder / "config.yaml"
         self.configure(self.url)
@@ -265,7 +265,7 @@ def test_without_a_database_there_are_no_users(program: Program, refused: Refuse
 
 
 def test_a_database_that_is_away_is_named(program: Program, refused: Refused) -> None:
-    program.configure("sqlite+aiosqlite:////proc/no/such/place.db")
+    program.configure("sqlite:////proc/no/such/place.db")
     status, errors = refused(["list"], b"")
     assert status == 1
     assert "/proc/no/such" in errors

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 from sqlalchemy.sql.base import Executable
 
 from internal.biz.conversations import ConversationStore
@@ -85,10 +85,13 @@ class Desk:
             }
             for position, (kind, role, content) in enumerate(turn)
         ]
-        async with self._database.transaction() as connection:
-            await connection.execute(insert(responses), response)
+
+        def put(connection: Connection) -> None:
+            connection.execute(insert(responses), response)
             # Whatever order they arrive in.
-            await connection.execute(insert(messages), said[::-1])
+            connection.execute(insert(messages), said[::-1])
+
+        await self._database.transact(put)
         return response_id
 
 

@@ -246,7 +246,7 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
         sections = {
             **config,
             "server": {"http": http_section, **config.get("server", {})},
-            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db", **config.get("storage", {})},
+            "storage": {"url": f"sqlite:///{folder}/sluice.db", **config.get("storage", {})},
             "auth": {"secret_file": str(folder / "secret.key"), **config.get("auth", {})},
         }
         conf = folder / "config.yaml"

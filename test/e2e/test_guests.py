@@ -213,7 +213,7 @@ async def test_a_server_that_has_restarted_knows_its_guests(
     folder = tmp_path_factory.mktemp("kept")
     kept = {
         **CONFIG,
-        "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
+        "storage": {"url": f"sqlite:///{folder}/sluice.db"},
         "auth": {"secret_file": f"{folder}/secret.key"},
     }
     with run_server(kept) as first:

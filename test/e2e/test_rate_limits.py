@@ -269,7 +269,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Config:
     def config(redis_url: str) -> "JSON":
         return {
             "queue": {"driver": "redis", "url": redis_url, "prefix": f"limits-{secrets.token_hex(4)}"},
-            "storage": {"url": f"sqlite+aiosqlite:///{folder}/sluice.db"},
+            "storage": {"url": f"sqlite:///{folder}/sluice.db"},
             "auth": {"secret_file": f"{folder}/secret.key"},
             "limits": {"user": {"requests": FEW}, "login_attempts": 3},
             "server": {"trusted_proxies": [PROXY]},

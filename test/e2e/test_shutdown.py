@@ -203,7 +203,7 @@ async def test_clients_that_do_not_read_or_answer_cannot_keep_the_process(
 async def test_what_was_said_until_the_shutdown_is_stored(
     run_server: "RunServer", text_socket: "OpenText", tmp_path: Path
 ) -> None:
-    storage = {"url": f"sqlite+aiosqlite:///{tmp_path}/sluice.db"}
+    storage = {"url": f"sqlite:///{tmp_path}/sluice.db"}
     with run_server({**config(timeout="200ms"), "storage": storage}) as server:
         async with text_socket(server, "/ws?model=endless") as socket:
             await socket.send("hello")

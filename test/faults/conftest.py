@@ -26,12 +26,11 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, CookieJar
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 from sqlalchemy.engine import Row
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from cmd.local_redis import free_port
+from internal.data.sql.database import Database
 
 if TYPE_CHECKING:
     from test.conftest import OwnRedis
@@ -470,9 +469,11 @@ class Stored:
         self.url = url
 
     async def rows(self, query: str) -> Sequence[Row[Any]]:
-        engine = create_async_engine(self.url, poolclass=NullPool)
-        async with engine.connect() as connection:
-            return (await connection.execute(text(query))).all()
+        database = Database(self.url)
+        try:
+            return await database.read(text(query))
+        finally:
+            await database.close()
 
     async def responses(self) -> dict[str, Row[Any]]:
         return {row.id: row for row in await self.rows("SELECT * FROM responses")}
@@ -735,7 +736,7 @@ def run_cluster(own_redis: "OwnRedis", tmp_path: Path) -> RunCluster:
         own: JSON = {"driver": "redis", "url": own_redis.url, "lease": f"{LEASE_S:g}s"}
         queue: JSON = {**own, **sections.get("queue", {})}
         storage: JSON = {
-            "url": f"sqlite+aiosqlite:///{tmp_path}/sluice.db",
+            "url": f"sqlite:///{tmp_path}/sluice.db",
             **sections.get("storage", {}),
         }
         auth: JSON = {"secret_file": str(tmp_path / "secret.key"), **sections.get("auth", {})}

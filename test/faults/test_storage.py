@@ -39,7 +39,7 @@ LISTENING: "JSON" = {"name": "listening", "generator": "llamacpp"}
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> "JSON":
     """The section of a database that is empty, and has no tables."""
     if request.param == "sqlite":
-        return {"url": f"sqlite+aiosqlite:///{tmp_path}/sluice.db"}
+        return {"url": f"sqlite:///{tmp_path}/sluice.db"}
     return {"url": request.getfixturevalue("postgres_database")}
 
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from internal.biz.errors import Conflict, NotFound
 from internal.biz.models import Status
@@ -55,12 +54,15 @@ class SqlAccounts:
             "valid_after": account.valid_after,
             "disabled": user.disabled,
         }
+
+        def insert_user(connection: Connection) -> None:
+            connection.execute(insert(users).values(values))
+            if guest is not None:
+                _hand_over(connection, guest, user.id)
+                _hand_over_preferences(connection, guest, user.id)
+
         try:
-            async with self._database.transaction() as connection:
-                await connection.execute(insert(users).values(values))
-                if guest is not None:
-                    await _hand_over(connection, guest, user.id)
-                    await _hand_over_preferences(connection, guest, user.id)
+            await self._database.transact(insert_user)
         except IntegrityError as error:
             raise Conflict("this name is taken", code="username_taken", param="username") from error
 
@@ -93,52 +95,60 @@ class SqlAccounts:
 
     async def rehash(self, account: Account, password_hash: str) -> None:
         unchanged = and_(users.c.id == account.user.id, users.c.password_hash == account.password_hash)
-        async with self._database.transaction() as connection:
-            await connection.execute(update(users).where(unchanged).values(password_hash=password_hash))
+        await self._database.change(update(users).where(unchanged).values(password_hash=password_hash))
 
     async def set_password(
         self, account: Account, password_hash: str, now: float, *, revoke_keys: bool
     ) -> bool:
-        async with self._database.transaction() as connection:
-            if not await _held_unchanged(connection, account):
+        def change(connection: Connection) -> bool:
+            if not _held_unchanged(connection, account):
                 return False
-            await _end_all_logins(connection, account.user.id, now)
+            _end_all_logins(connection, account.user.id, now)
             if revoke_keys:
-                await connection.execute(delete(api_keys).where(api_keys.c.user_id == account.user.id))
+                connection.execute(delete(api_keys).where(api_keys.c.user_id == account.user.id))
             changed = update(users).where(users.c.id == account.user.id)
-            await connection.execute(changed.values(password_hash=password_hash))
-        return True
+            connection.execute(changed.values(password_hash=password_hash))
+            return True
+
+        return await self._database.transact(change)
 
     async def set_disabled(self, user_id: str, disabled: bool, now: float) -> None:
-        async with self._database.transaction() as connection:
-            await _hold(connection, user_id)
-            await _end_all_logins(connection, user_id, now)
-            await connection.execute(update(users).where(users.c.id == user_id).values(disabled=disabled))
+        def change(connection: Connection) -> None:
+            _hold(connection, user_id)
+            _end_all_logins(connection, user_id, now)
+            connection.execute(update(users).where(users.c.id == user_id).values(disabled=disabled))
+
+        await self._database.transact(change)
 
     async def delete(self, user_id: str) -> Sequence[str]:
-        async with self._database.transaction() as connection:
-            if await _hold(connection, user_id) is None:
+        running = select(responses.c.id).where(
+            responses.c.user_id == user_id,
+            responses.c.status.in_((Status.QUEUED, Status.IN_PROGRESS)),
+        )
+
+        def erase(connection: Connection) -> Sequence[str]:
+            if _hold(connection, user_id) is None:
                 raise NotFound("there is no such user")
-            running = select(responses.c.id).where(
-                responses.c.user_id == user_id,
-                responses.c.status.in_((Status.QUEUED, Status.IN_PROGRESS)),
-            )
-            ids = (await connection.execute(running)).scalars().all()
-            await delete_user_data(connection, user_id)
-            await connection.execute(delete(users).where(users.c.id == user_id))
-        return ids
+            ids = connection.scalars(running).all()
+            delete_user_data(connection, user_id)
+            connection.execute(delete(users).where(users.c.id == user_id))
+            return ids
+
+        return await self._database.transact(erase)
 
     # ── logins ───────────────────────────────────────────────────────────────────────────────────
 
     async def begin_login(self, account: Account, token: RefreshToken, guest: str | None = None) -> bool:
-        async with self._database.transaction() as connection:
-            if not await _held_unchanged(connection, account):
+        def begin(connection: Connection) -> bool:
+            if not _held_unchanged(connection, account):
                 return False
-            await _add_token(connection, token)
+            _add_token(connection, token)
             if guest is not None:
-                await _hand_over(connection, guest, account.user.id)
-                await _forget_preferences(connection, guest)
-        return True
+                _hand_over(connection, guest, account.user.id)
+                _forget_preferences(connection, guest)
+            return True
+
+        return await self._database.transact(begin)
 
     async def rotate(
         self, token_id: str, successor: RefreshToken, now: float, grace_s: float
@@ -146,48 +156,55 @@ class SqlAccounts:
         tokens, login_id = refresh_tokens, successor.login_id
         of_login = and_(tokens.c.user_id == successor.user_id, tokens.c.family == login_id)
         unused = and_(of_login, tokens.c.id == token_id, tokens.c.used_at.is_(None))
-        async with self._database.transaction() as connection:
-            row = await _hold(connection, successor.user_id)
+
+        def replace(connection: Connection) -> Refusal | None:
+            row = _hold(connection, successor.user_id)
             if row is None or row.disabled:
                 return Refusal.ENDED
-            used = await connection.execute(update(tokens).where(unused).values(used_at=now))
+            used = connection.execute(update(tokens).where(unused).values(used_at=now))
             if not used.rowcount:
-                left = await connection.execute(select(tokens.c.id, tokens.c.used_at).where(of_login))
+                left = connection.execute(select(tokens.c.id, tokens.c.used_at).where(of_login))
                 used_at = {it.id: it.used_at for it in left}
                 if not used_at:
                     return Refusal.ENDED
                 # Those that were used longer ago may be gone: that it is none of the others is enough.
                 before = used_at.get(token_id)
                 if before is None or before < now - grace_s:
-                    await connection.execute(delete(tokens).where(of_login))
+                    connection.execute(delete(tokens).where(of_login))
                     return Refusal.REUSED
-            await connection.execute(delete(tokens).where(of_login, tokens.c.used_at < now - grace_s))
-            await _add_token(connection, successor)
-        return None
+            connection.execute(delete(tokens).where(of_login, tokens.c.used_at < now - grace_s))
+            _add_token(connection, successor)
+            return None
+
+        return await self._database.transact(replace)
 
     async def end_login(self, user_id: str, login_id: str) -> None:
         tokens = refresh_tokens
-        async with self._database.transaction() as connection:
-            await _hold(connection, user_id)
-            await connection.execute(
-                delete(tokens).where(tokens.c.user_id == user_id, tokens.c.family == login_id)
-            )
+
+        def end(connection: Connection) -> None:
+            _hold(connection, user_id)
+            connection.execute(delete(tokens).where(tokens.c.user_id == user_id, tokens.c.family == login_id))
+
+        await self._database.transact(end)
 
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────
 
     async def add_key(self, user_id: str, key: ApiKey, key_hash: str, limit: int) -> None:
         count = select(func.count()).select_from(api_keys).where(api_keys.c.user_id == user_id)
-        async with self._database.transaction() as connection:
-            if await _hold(connection, user_id) is None:
+        values = {"id": key.id, "user_id": user_id, "name": key.name, "hint": key.hint, "hash": key_hash}
+        times = {"created_at": key.created_at, "last_used_at": key.last_used_at}
+
+        def add(connection: Connection) -> None:
+            if _hold(connection, user_id) is None:
                 raise NotFound("there is no such user")
-            if (await connection.execute(count)).scalar_one() >= limit:
+            if connection.execute(count).scalar_one() >= limit:
                 raise Conflict(
                     f"one user has at most {limit} API keys; revoke one that is not used any more",
                     code="too_many_keys",
                 )
-            values = {"id": key.id, "user_id": user_id, "name": key.name, "hint": key.hint}
-            times = {"created_at": key.created_at, "last_used_at": key.last_used_at}
-            await connection.execute(insert(api_keys).values({**values, **times, "hash": key_hash}))
+            connection.execute(insert(api_keys).values({**values, **times}))
+
+        await self._database.transact(add)
 
     async def keys(self, user_id: str) -> Sequence[ApiKey]:
         found = select(*_KEY).where(api_keys.c.user_id == user_id)
@@ -195,20 +212,15 @@ class SqlAccounts:
         return [_key(row) for row in rows]
 
     async def revoke_key(self, user_id: str, key_id: str) -> bool:
-        async with self._database.transaction() as connection:
-            gone = await connection.execute(
-                delete(api_keys).where(api_keys.c.id == key_id, api_keys.c.user_id == user_id)
-            )
-        return gone.rowcount > 0
+        of_user = delete(api_keys).where(api_keys.c.id == key_id, api_keys.c.user_id == user_id)
+        return await self._database.change(of_user) > 0
 
     async def key_used(self, key_id: str, now: float) -> None:
         """In a transaction of its own: a group of writes that shares it with others could wait for them in a
         circle, when two processes note the same keys in another order."""
         earlier = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < now)
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                update(api_keys).where(api_keys.c.id == key_id, earlier).values(last_used_at=now)
-            )
+        used = update(api_keys).where(api_keys.c.id == key_id, earlier).values(last_used_at=now)
+        await self._database.change(used)
 
     # ── settings ─────────────────────────────────────────────────────────────────────────────────
 
@@ -217,62 +229,64 @@ class SqlAccounts:
         return _preferences(rows[0]) if rows else Preferences()
 
     async def set_preferences(self, user_id: str, preferences: Preferences) -> None:
-        async with self._database.transaction() as connection:
-            if not user_id.startswith(_GUEST) and await _hold(connection, user_id) is None:
+        def replace(connection: Connection) -> None:
+            if not user_id.startswith(_GUEST) and _hold(connection, user_id) is None:
                 raise NotFound("there is no such user")
-            await _set_preferences(connection, user_id, preferences)
+            _set_preferences(connection, user_id, preferences)
+
+        await self._database.transact(replace)
 
 
-async def _hold(connection: AsyncConnection, user_id: str) -> Row[Any] | None:
+def _hold(connection: Connection, user_id: str) -> Row[Any] | None:
     """The user's row, which nobody else holds until the transaction ends. SQLite has one writer anyway.
 
     `key_share`: rows that refer to it may come meanwhile.
     """
     held = select(users).where(users.c.id == user_id).with_for_update(key_share=True)
-    return (await connection.execute(held)).one_or_none()
+    return connection.execute(held).one_or_none()
 
 
-async def _held_unchanged(connection: AsyncConnection, account: Account) -> bool:
+def _held_unchanged(connection: Connection, account: Account) -> bool:
     """Whether all logins were ended since `account` was read: who disables or gives a password does that."""
-    row = await _hold(connection, account.user.id)
+    row = _hold(connection, account.user.id)
     return row is not None and row.valid_after == account.valid_after
 
 
-async def _add_token(connection: AsyncConnection, token: RefreshToken) -> None:
+def _add_token(connection: Connection, token: RefreshToken) -> None:
     values = {"id": token.id, "user_id": token.user_id, "family": token.login_id}
-    await connection.execute(insert(refresh_tokens).values({**values, "expires_at": token.expires_at}))
+    connection.execute(insert(refresh_tokens).values({**values, "expires_at": token.expires_at}))
     of_user = select(refresh_tokens.c.id).where(refresh_tokens.c.user_id == token.user_id)
     # Ids sort by time.
     too_many = of_user.order_by(refresh_tokens.c.id.desc()).offset(MAX_REFRESH_TOKENS)
-    if surplus := (await connection.execute(too_many)).scalars().all():
-        await connection.execute(delete(refresh_tokens).where(refresh_tokens.c.id.in_(surplus)))
+    if surplus := connection.scalars(too_many).all():
+        connection.execute(delete(refresh_tokens).where(refresh_tokens.c.id.in_(surplus)))
 
 
-async def _end_all_logins(connection: AsyncConnection, user_id: str, now: float) -> None:
-    await connection.execute(delete(refresh_tokens).where(refresh_tokens.c.user_id == user_id))
-    await connection.execute(update(users).where(users.c.id == user_id).values(valid_after=now))
+def _end_all_logins(connection: Connection, user_id: str, now: float) -> None:
+    connection.execute(delete(refresh_tokens).where(refresh_tokens.c.user_id == user_id))
+    connection.execute(update(users).where(users.c.id == user_id).values(valid_after=now))
 
 
-async def _hand_over(connection: AsyncConnection, guest: str, user_id: str) -> None:
+def _hand_over(connection: Connection, guest: str, user_id: str) -> None:
     for table in (conversations, responses):
-        await connection.execute(update(table).where(table.c.user_id == guest).values(user_id=user_id))
+        connection.execute(update(table).where(table.c.user_id == guest).values(user_id=user_id))
 
 
-async def _hand_over_preferences(connection: AsyncConnection, guest: str, user_id: str) -> None:
+def _hand_over_preferences(connection: Connection, guest: str, user_id: str) -> None:
     """To a user who has none yet; but no upstream. Somebody else may have put the guest's cookie into this
     browser, and would be sent all that the user says."""
     of_guest = select(user_settings).where(user_settings.c.user_id == guest)
-    row = (await connection.execute(of_guest)).one_or_none()
+    row = connection.execute(of_guest).one_or_none()
     if row is not None:
-        await _set_preferences(connection, user_id, Preferences(row.model, row.max_output_tokens))
-        await _forget_preferences(connection, guest)
+        _set_preferences(connection, user_id, Preferences(row.model, row.max_output_tokens))
+        _forget_preferences(connection, guest)
 
 
-async def _forget_preferences(connection: AsyncConnection, guest: str) -> None:
-    await connection.execute(delete(user_settings).where(user_settings.c.user_id == guest))
+def _forget_preferences(connection: Connection, guest: str) -> None:
+    connection.execute(delete(user_settings).where(user_settings.c.user_id == guest))
 
 
-async def _set_preferences(connection: AsyncConnection, user_id: str, preferences: Preferences) -> None:
+def _set_preferences(connection: Connection, user_id: str, preferences: Preferences) -> None:
     values = {
         "model": preferences.model,
         "max_output_tokens": preferences.max_output_tokens,
@@ -280,9 +294,9 @@ async def _set_preferences(connection: AsyncConnection, user_id: str, preference
         "upstream_key": preferences.upstream_key,
     }
     of_user = {"user_id": user_id, **values}
-    await connection.execute(insert_or_ignore(user_settings).values(of_user))
+    connection.execute(insert_or_ignore(user_settings).values(of_user))
     # Of what others insert at the same moment, the last one stays.
-    await connection.execute(update(user_settings).where(user_settings.c.user_id == user_id).values(values))
+    connection.execute(update(user_settings).where(user_settings.c.user_id == user_id).values(values))
 
 
 _KEY = (

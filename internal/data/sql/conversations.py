@@ -145,9 +145,7 @@ class SqlConversations:
 
     async def _update(self, conversation_id: str, user: str, values: dict[str, Any]) -> None:
         statement = update(conversations).where(_c.id == conversation_id, _c.user_id == user, _IS_THERE)
-        async with self._database.transaction() as connection:
-            changed = (await connection.execute(statement.values(values))).rowcount
-        if not changed:
+        if not await self._database.change(statement.values(values)):
             raise unknown_conversation(conversation_id, param=None)
 
 

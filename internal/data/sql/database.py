@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import make_url, text
 from sqlalchemy.engine import URL, Connection, Row
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import Executable
 
 from internal.biz.errors import Unavailable
-from internal.data.sql.engine import BOUNDS, Bounds, is_sqlite, open_group_commits, open_reading, open_writing
+from internal.data.sql.engine import BOUNDS, Bounds, is_sqlite, open_reading, open_writing
 from internal.data.sql.faults import explained, is_away, is_worth_another_try, told
 from internal.data.sql.pulse import Pulse
+from internal.data.sql.runner import T, Work
 
 log = logging.getLogger(__name__)
 
@@ -78,16 +78,15 @@ class Database:
     def __init__(self, url: str, bounds: Bounds = BOUNDS, max_waiting: int = MAX_WAITING) -> None:
         self.url: URL = make_url(url)
         self.commits = 0
+        # A file is silent while another process writes to it, and what may be read is read all the same.
+        self._pulse = Pulse(0 if is_sqlite(self.url) else bounds.silence_s, self._fell_silent)
         try:
             self._reader = open_reading(self.url, bounds)
-            self._writer = open_writing(self.url, bounds)
-            self._committer = open_group_commits(self.url, self._writer, bounds)
+            self._writer = open_writing(self.url, bounds, self._pulse.beat)
         except Exception as error:  # there is no such driver
             raise explained(error, self.url) from error
         # Within our process nobody waits for SQLite's lock: who does, sleeps, and up to 100 ms too long.
         self._turn = asyncio.Lock() if is_sqlite(self.url) else contextlib.nullcontext()
-        # A file is silent while another process writes to it, and what may be read is read all the same.
-        self._pulse = Pulse(0 if is_sqlite(self.url) else bounds.silence_s, self._fell_silent)
         self._max_waiting = max_waiting
         self._waiting: list[_Unit] = []
         self._probing: asyncio.Task[None] | None = None
@@ -157,8 +156,7 @@ class Database:
             self._probing.cancel()
             await asyncio.wait([self._probing])
         await self._reader.close()
-        await self._committer.close()
-        await self._writer.dispose()
+        await self._writer.close()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────
 
@@ -208,30 +206,30 @@ class Database:
         commit = _Commit(
             [(write, rows[write]) for write in sorted(rows, key=lambda it: it.rank) if rows[write]],
             [unit.confirm for unit in units if unit.confirm is not None],
-            self._pulse,
         )
         try:
-            await self._run(commit)
+            await self.transact(commit)
         except Unavailable as error:
             # Once the commit is sent, nobody knows what became of it.
             if commit.is_sent or not _may_repeat(error):
                 raise
-            await self._run(commit)
+            await self.transact(commit)
         self.commits += 1
         return commit.confirmed
 
-    async def _run(self, commit: "_Commit") -> None:
-        async with self._turn, self._translated(), self._pulse.asking():
-            await self._committer.run(commit)
+    async def transact(self, work: Work[T]) -> T:
+        """What `work` returns, which has a transaction of its own. What it raises undoes all of it.
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction of its own, committed at the end of the block. Raises as `write`.
-
-        Others wait for it: on SQLite all that write.
+        Others wait for it, on SQLite all that write. `work` must do no more than ask the database: on SQLite
+        it runs on a thread, on a server on the event loop. Cancelling interrupts it; when it is cancelled, or
+        Unavailable is raised, all of it may have been committed already.
         """
-        async with self._turn, self._translated(), self._writer.begin() as connection:
-            yield connection
+        async with self._turn, self._translated(), self._pulse.asking():
+            return await self._writer.run(work)
+
+    async def change(self, statement: Executable) -> int:
+        """Run one statement in a transaction of its own. Returns the number of rows that it changed."""
+        return await self.transact(lambda connection: connection.execute(statement).rowcount)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -268,9 +266,8 @@ class Database:
 class _Commit:
     """All that one transaction does."""
 
-    def __init__(self, work: Sequence[Part], confirming: Sequence[Confirmation], pulse: Pulse) -> None:
+    def __init__(self, work: Sequence[Part], confirming: Sequence[Confirmation]) -> None:
         self._work = work
-        self._pulse = pulse
         self._confirming = confirming
         self.confirmed: set[Confirmation] = set()
         self.is_sent = False
@@ -279,7 +276,6 @@ class _Commit:
         self.is_sent = False
         for write, values in self._work:
             connection.execute(write.statement, values)
-            self._pulse.beat()
         asked: dict[Executable, list[str]] = {}
         for statement, row_id in self._confirming:
             asked.setdefault(statement, []).append(row_id)

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import create_engine, event
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -44,55 +45,45 @@ def open_reading(url: URL, bounds: Bounds) -> Runner:
     options = _pool(url, bounds.readers, bounds)
     options |= {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
     if not is_sqlite(url):
-        return AsyncRunner(_discreet(create_async_engine(url, **options)), transactions=False)
-    engine = create_engine(url.set(drivername=_ON_THREADS), **options)
-    event.listen(engine, "handle_error", hide_values)
-    event.listen(engine, "connect", _prepare_reader)
-    return ThreadRunner(engine, bounds.readers, transactions=False)
+        return AsyncRunner(_async_engine(url, options), transactions=False)
+    return ThreadRunner(_engine(url, options, _prepare_reader), bounds.readers, transactions=False)
 
 
-def open_group_commits(url: URL, writing: AsyncEngine, bounds: Bounds) -> Runner:
-    """For transactions of which all is known before they begin. `writing` is what `open_writing` gave."""
-    if not is_sqlite(url):
-        return AsyncRunner(writing, transactions=True)
-    engine = create_engine(url.set(drivername=_ON_THREADS), **_pool(url, 1, bounds))
-    event.listen(engine, "handle_error", hide_values)
-    event.listen(engine, "connect", _prepare_writer)
-    event.listen(engine, "begin", _begin_immediate)
-    return ThreadRunner(engine, 1, transactions=True)
-
-
-_ON_THREADS = "sqlite+pysqlite"
-
-
-def open_writing(url: URL, bounds: Bounds) -> AsyncEngine:
-    """A transaction on SQLite has the lock for writing from its begin."""
-    # SQLite takes one writer at a time.
-    size = 1 if is_sqlite(url) else bounds.writers
-    engine = _discreet(create_async_engine(url, **_pool(url, size, bounds)))
+def open_writing(url: URL, bounds: Bounds, answered: Callable[[], None]) -> Runner:
+    """Runs transactions. One on SQLite has the lock for writing from its begin. A server calls `answered`
+    after each statement."""
     if is_sqlite(url):
-        event.listen(engine.sync_engine, "connect", _prepare_writer)
-        event.listen(engine.sync_engine, "begin", _begin_immediate)
+        # It takes one writer at a time.
+        engine = _engine(url, _pool(url, 1, bounds), _prepare_writer)
+        event.listen(engine, "begin", _begin_immediate)
+        return ThreadRunner(engine, 1, transactions=True)
+    server = _async_engine(url, _pool(url, bounds.writers, bounds))
+    event.listen(server.sync_engine, "after_cursor_execute", lambda *_: answered())
+    return AsyncRunner(server, transactions=True)
+
+
+def open_migrating(url: URL, bounds: Bounds) -> Runner:
+    """Runs transactions of which a statement may take as long as it does. On SQLite a lock is not waited
+    for."""
+    options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True}
+    if is_sqlite(url):
+        engine = _engine(url, options | {"connect_args": {"timeout": 0}}, _prepare_migration)
+        event.listen(engine, "begin", _begin_immediate)
+        return ThreadRunner(engine, 1, transactions=True)
+    if _is_asyncpg(url):
+        options |= {"connect_args": _asyncpg(bounds.connect_timeout_s, None)}
+    return AsyncRunner(_async_engine(url, options), transactions=True)
+
+
+def _engine(url: URL, options: dict[str, Any], prepare: Callable[[Any, object], None]) -> Engine:
+    engine = create_engine(url, **options)
+    event.listen(engine, "handle_error", hide_values)
+    event.listen(engine, "connect", prepare)
     return engine
 
 
-def open_migrating(url: URL, bounds: Bounds) -> AsyncEngine:
-    """A statement may take as long as it does. On SQLite a lock is not waited for."""
-    if not is_sqlite(url):
-        arguments = _asyncpg(bounds.connect_timeout_s, None) if _is_asyncpg(url) else {}
-        return _migrating(url, arguments)
-    engine = _migrating(url, {"timeout": 0})
-    event.listen(engine.sync_engine, "connect", _prepare_migration)
-    event.listen(engine.sync_engine, "begin", _begin_immediate)
-    return engine
-
-
-def _migrating(url: URL, arguments: dict[str, Any]) -> AsyncEngine:
-    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
-    return _discreet(engine)
-
-
-def _discreet(engine: AsyncEngine) -> AsyncEngine:
+def _async_engine(url: URL, options: dict[str, Any]) -> AsyncEngine:
+    engine = create_async_engine(url, **options)
     event.listen(engine.sync_engine, "handle_error", hide_values)
     return engine
 

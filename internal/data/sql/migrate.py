@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import make_url, text
 from sqlalchemy.engine import URL, Connection
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from internal.biz.errors import SluiceError, Unavailable
 from internal.data.sql.engine import BOUNDS, Bounds, is_sqlite, open_migrating, open_reading
 from internal.data.sql.faults import explained, is_away, is_busy, is_forbidden, told
+from internal.data.sql.runner import Runner
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class Migration:
 async def migrate(url: str, patience: Patience = Patience(), folder: Path = MIGRATIONS) -> Migration:
     """Bring the database up to date, all or nothing; an SQLite file and its folder are made where missing.
 
-    Raises SluiceError with what a person can do about it. Cancelling leaves the database as it was.
+    Raises SluiceError with what a person can do about it. Cancelling leaves the database as it was, or all is
+    committed already; it waits until nothing works there any more.
     """
     return await _on_a_thread(lambda: _migrate(make_url(url), patience, folder))
 
@@ -79,6 +80,7 @@ async def _on_a_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             return there.run_until_complete(task)
         finally:
             there.run_until_complete(there.shutdown_asyncgens())
+            there.run_until_complete(there.shutdown_default_executor())
 
     running = asyncio.get_running_loop().run_in_executor(None, run)
     try:
@@ -95,13 +97,23 @@ async def _on_a_thread(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 async def _migrate(url: URL, patience: Patience, folder: Path) -> Migration:
     if is_sqlite(url) and "uri" not in url.query:
         _make_file(_file(url))
-    engine = _opened(open_migrating, url)
+    runner = _opened(open_migrating, url)
+    try:
+        done = await _when_ready(runner, url, patience, folder)
+    finally:
+        await runner.close()
+    if done.steps:
+        log.info("the storage was migrated from %s to %s", done.before or "nothing", done.after)
+    return done
+
+
+async def _when_ready(runner: Runner, url: URL, patience: Patience, folder: Path) -> Migration:
     start = time.monotonic()
     said_at = float("-inf")
     while True:
         waiting_for = "another process, which migrates or writes to it"
         try:
-            done = await _try(engine, url, folder)
+            done = await _try(runner, url, folder)
         except SluiceError as error:
             if not isinstance(error, Unavailable) or time.monotonic() > start + patience.answer_s:
                 raise
@@ -114,26 +126,18 @@ async def _migrate(url: URL, patience: Patience, folder: Path) -> Migration:
                     code="storage_unavailable",
                 )
         if done:
-            break
+            return done
         if time.monotonic() > said_at + SAY_INTERVAL_S:
             said_at = time.monotonic()
             log.info("the storage is not ready yet: %s", waiting_for)
         await asyncio.sleep(LOOK_INTERVAL_S)
-    if done.steps:
-        log.info("the storage was migrated from %s to %s", done.before or "nothing", done.after)
-    return done
 
 
-async def _try(engine: AsyncEngine, url: URL, folder: Path) -> Migration | None:
+async def _try(runner: Runner, url: URL, folder: Path) -> Migration | None:
     """None while another process has the lock. Ours ends with the transaction, and with our process."""
     try:
-        async with engine.begin() as connection:
-            if url.get_backend_name() == "postgresql":
-                query = text("SELECT pg_try_advisory_xact_lock(:lock)")
-                if not await connection.scalar(query, {"lock": LOCK}):
-                    return None
-            return await connection.run_sync(_upgrade, folder)
-    except (SluiceError, asyncio.CancelledError):
+        return await runner.run(lambda connection: _upgrade(connection, folder))
+    except SluiceError:
         raise
     except Exception as error:
         if is_busy(error):
@@ -182,7 +186,11 @@ def _make_file(file: Path) -> None:
 # ── what runs inside the transaction ─────────────────────────────────────────────────────────────
 
 
-def _upgrade(connection: Connection, folder: Path) -> Migration:
+def _upgrade(connection: Connection, folder: Path) -> Migration | None:
+    if connection.dialect.name == "postgresql":
+        query = text("SELECT pg_try_advisory_xact_lock(:lock)")
+        if not connection.scalar(query, {"lock": LOCK}):
+            return None
     plan = _look(connection, folder)
     if plan.steps:
         from alembic import command

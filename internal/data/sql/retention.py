@@ -161,11 +161,10 @@ class Retention:
         count = 0
         while found := await self._database.read(query):
             ids = [row[0] for row in found]
-            async with self._database.transaction() as connection:
-                # Asked again: meanwhile somebody may have gone on with one of them.
-                done = await connection.execute(delete(table).where(key.in_(ids), which))
-            if not done.rowcount:
+            # Asked again: meanwhile somebody may have gone on with one of them.
+            deleted = await self._database.change(delete(table).where(key.in_(ids), which))
+            if not deleted:
                 break
-            count += done.rowcount
+            count += deleted
             await asyncio.sleep(BREATH_S)
         return count

@@ -16,7 +16,7 @@ Work = Callable[[Connection], T]
 
 class Runner(Protocol):
     async def run(self, work: Work[T]) -> T:
-        """What `work` returns. It may be run when the caller has been cancelled already."""
+        """What `work` returns. Cancelling interrupts it, and may not wait until it has ended."""
 
     async def close(self) -> None:
         """Wait for what runs, and close all connections."""
@@ -28,10 +28,10 @@ class AsyncRunner:
     def __init__(self, engine: AsyncEngine, *, transactions: bool) -> None:
         """`transactions`: all of `work` or nothing."""
         self._engine = engine
-        self._transactions = transactions
+        self._open = engine.begin if transactions else engine.connect
 
     async def run(self, work: Work[T]) -> T:
-        async with self._engine.begin() if self._transactions else self._engine.connect() as connection:
+        async with self._open() as connection:
             return await connection.run_sync(work)
 
     async def close(self) -> None:
@@ -44,30 +44,22 @@ class ThreadRunner:
     much."""
 
     def __init__(self, engine: Engine, threads: int, *, transactions: bool) -> None:
+        """`transactions`: all of `work` or nothing."""
         self._engine = engine
-        self._transactions = transactions
+        self._open = engine.begin if transactions else engine.connect
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
 
     async def run(self, work: Work[T]) -> T:
-        if self._transactions:
-            return await self._on_thread(self._run, work)
-        reading = _Reading()
+        job = _Job()
         try:
-            return await self._on_thread(self._read, work, reading)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work, job)
         except asyncio.CancelledError:
             # Else a thread would go on with what nobody waits for any more.
-            reading.interrupt()
+            job.interrupt()
             raise
 
-    async def _on_thread(self, run: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run, *arguments)
-
-    def _run(self, work: Work[T]) -> T:
-        with self._engine.begin() as connection:
-            return work(connection)
-
-    def _read(self, work: Work[T], reading: "_Reading") -> T:
-        with self._engine.connect() as connection, reading.of(connection):
+    def _run(self, work: Work[T], job: "_Job") -> T:
+        with self._open() as connection, job.on(connection):
             return work(connection)
 
     async def close(self) -> None:
@@ -75,8 +67,8 @@ class ThreadRunner:
         self._engine.dispose()
 
 
-class _Reading:
-    """What a thread reads, which another one may interrupt: this, and nothing that comes after it."""
+class _Job:
+    """What a thread does, which another one may interrupt: this, and nothing that comes after it."""
 
     __slots__ = ("_connection", "_is_over", "_lock")
 
@@ -86,16 +78,21 @@ class _Reading:
         self._is_over = False
 
     @contextmanager
-    def of(self, connection: Connection) -> Iterator[None]:
-        with self._lock:
-            if self._is_over:
-                raise CancelledError
-            self._connection = connection.connection.driver_connection
+    def on(self, connection: Connection) -> Iterator[None]:
+        """Raises CancelledError at its begin and at its end when it has been interrupted: a transaction
+        around it is rolled back, also when that came between two statements."""
+        self._set(connection.connection.driver_connection)
         try:
             yield
         finally:
-            with self._lock:
+            self._set(None)
+
+    def _set(self, connection: Any) -> None:
+        with self._lock:
+            self._connection = connection
+            if self._is_over:
                 self._connection = None
+                raise CancelledError
 
     def interrupt(self) -> None:
         """Harmless before it begins and after it has ended."""

@@ -19,9 +19,8 @@ class SqlTitles:
         found = await self._database.read(_WANTING, {"limit": limit})
         if not found:
             return ()
-        async with self._database.transaction() as connection:
-            taken = await connection.execute(_TAKE, {"ids": [row.id for row in found]})
-            mine = {row.id for row in taken}
+        ids = {"ids": [row.id for row in found]}
+        mine = await self._database.transact(lambda connection: set(connection.scalars(_TAKE, ids)))
         mine_found = [row for row in found if row.id in mine]
         said: dict[str, dict[str, str]] = {row.head_id: {} for row in mine_found}
         for row in await self._database.read(_EXCHANGES, {"ids": list(said)}) if said else ():

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sqlite3
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import (
     Column,
+    Connection,
     ForeignKey,
     MetaData,
     String,
     Table,
+    delete,
     func,
     insert,
     make_url,
@@ -47,6 +50,7 @@ toys = Table(
 )
 ADD_PET = Write(0, insert(pets))
 ADD_TOY = Write(1, insert(toys))
+FOR_EVER = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
 NAME_PETS = Write(2, update(pets).values(name="Rex"))
 
 Open = Callable[..., AbstractAsyncContextManager[Database]]
@@ -71,15 +75,14 @@ async def _opened(url: str, bounds: Bounds = SHORT, **options: Any) -> AsyncIter
 
 
 async def create_tables(database: Database) -> None:
-    async with database.transaction() as connection:
-        await connection.run_sync(metadata.create_all)
+    await database.transact(metadata.create_all)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of a database without tables."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/pets.db"
+        return f"sqlite:///{tmp_path}/pets.db"
     url: str = request.getfixturevalue("postgres_database")
     return url
 
@@ -179,13 +182,12 @@ async def test_a_reader_that_goes_leaves_its_connection_to_others(opened: Open, 
 
 async def test_what_nobody_waits_for_any_more_is_no_longer_read(opened: Open, empty_url: str) -> None:
     """It would keep its connection from others."""
-    for_ever = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     async with opened(empty_url, Bounds(readers=1)) as database:
         await create_tables(database)
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await database.read(text(for_ever))
+                    await database.read(text(FOR_EVER))
             async with asyncio.timeout(2):
                 assert await asyncio.gather(*(count(database) for _ in range(3))) == [0] * 3
 
@@ -220,20 +222,74 @@ async def test_who_waits_when_it_stops_is_told(watched_loop: None, empty_url: st
 
 
 async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
-    async def fail() -> None:
-        async with database.transaction() as connection:
-            await connection.execute(insert(pets), {"id": "Rex", "name": "Rex"})
-            raise ZeroDivisionError
+    def fail(connection: Connection) -> None:
+        connection.execute(insert(pets), {"id": "Rex", "name": "Rex"})
+        raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await fail()
+        await database.transact(fail)
     assert await count(database) == 0
+
+
+async def test_a_transaction_that_is_cancelled_has_done_nothing_and_is_in_nobody_s_way(
+    database: Database,
+) -> None:
+    def add_for_ever(connection: Connection) -> None:
+        connection.execute(insert(pets), {"id": "Rex", "name": "Rex"})
+        connection.execute(text(FOR_EVER))
+
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await database.transact(add_for_ever)
+        async with asyncio.timeout(2):
+            await asyncio.gather(*(database.change(update(pets).values(name="Tom")) for _ in range(3)))
+    assert await count(database) == 0
+
+
+async def test_a_transaction_that_is_cancelled_between_two_statements_is_not_committed(
+    tmp_path: Path, opened: Open
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def add(connection: Connection) -> None:
+        connection.execute(insert(pets), {"id": "Rex", "name": "Rex"})
+        begun.set()
+        goes_on.wait()
+        connection.execute(insert(pets), {"id": "Tom", "name": "Tom"})
+
+    async with opened(f"sqlite:///{tmp_path}/pets.db") as database:
+        await create_tables(database)
+        adding = asyncio.create_task(database.transact(add))
+        await asyncio.to_thread(begun.wait)
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        goes_on.set()
+        assert await database.change(update(pets).values(name="Tom")) == 0
+
+
+async def test_what_waits_for_its_transaction_can_go(database: Database) -> None:
+    """And takes no place from those behind it."""
+
+    def add(connection: Connection) -> None:
+        connection.execute(insert(pets), {"id": "Rex", "name": "Rex"})
+
+    waiting = [asyncio.create_task(database.transact(add)) for _ in range(10)]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    async with asyncio.timeout(2):
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert [task.cancelled() for task in waiting] == [True] * 10
+        await database.change(delete(pets))
+        await database.transact(add)
+    assert await count(database) == 1
 
 
 async def test_transactions_and_group_commits_take_turns(database: Database) -> None:
     async def alone(number: int) -> None:
-        async with database.transaction() as connection:
-            await connection.execute(insert(pets), {"id": f"alone {number}", "name": ""})
+        await database.change(insert(pets).values(id=f"alone {number}", name=""))
 
     async with asyncio.timeout(10):
         await asyncio.gather(
@@ -272,7 +328,7 @@ async def test_no_failure_tells_what_was_to_be_stored(database: Database, name: 
     errors = []
     for attempt in (
         database.write((Write(0, statement), [{"id": name, "pet_id": None}])),
-        in_a_transaction(database, statement),
+        database.change(statement),
         database.read(select(pets).where(pets.c.name == name, text("nothing = 1"))),
     ):
         with pytest.raises(Exception) as error:  # noqa: PT011
@@ -281,18 +337,12 @@ async def test_no_failure_tells_what_was_to_be_stored(database: Database, name: 
     assert [SECRET in one for one in errors] == [False] * 3
 
 
-async def in_a_transaction(database: Database, statement: Any) -> None:
-    async with database.transaction() as connection:
-        await connection.execute(statement)
-
-
 async def test_no_failed_migration_tells_what_is_stored(empty_url: str) -> None:
-    engine = open_migrating(make_url(empty_url), Bounds())
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
+    runner = open_migrating(make_url(empty_url), Bounds())
+    await runner.run(metadata.create_all)
     with pytest.raises(IntegrityError) as error:
-        async with engine.begin() as connection:
-            await connection.execute(insert(toys).values(id=SECRET, pet_id=None))
+        await runner.run(lambda connection: connection.execute(insert(toys).values(id=SECRET, pet_id=None)))
+    await runner.close()
     assert SECRET not in told(error.value)
 
 
@@ -364,7 +414,7 @@ async def test_a_deadlock_with_another_server_is_tried_again(
     async with opened(postgres_database, Bounds()) as database:
         await create_tables(database)
         await database.write(pet("Rex"), pet("Tom"))
-        async with database.transaction() as other:
+        async with create_async_engine(postgres_database, poolclass=NullPool).begin() as other:
             await other.execute(update(pets).where(pets.c.id == "Tom").values(name="2"))
             writing = asyncio.create_task(database.write((name_pet, [{}]), (name_other, [{}])))
             blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
@@ -383,7 +433,7 @@ async def test_an_sqlite_that_another_program_locks_is_waited_for_and_given_up(
     tmp_path: Path, opened: Open
 ) -> None:
     path = tmp_path / "pets.db"
-    async with opened(f"sqlite+aiosqlite:///{path}") as database:
+    async with opened(f"sqlite:///{path}") as database:
         await create_tables(database)
         other = sqlite3.connect(path)
         other.execute("BEGIN IMMEDIATE")
@@ -411,12 +461,13 @@ async def test_a_postgres_that_answers_nobody_is_noticed_long_before_its_stateme
         while not database.is_busy:  # noqa: ASYNC110
             await asyncio.sleep(0)
         writing.append(asyncio.create_task(seconds_to_unavailable(database.write(pet("Kim")))))
+        changing = asyncio.create_task(seconds_to_unavailable(database.change(delete(pets))))
         reading = asyncio.create_task(seconds_to_unavailable(count(database)))
         for seconds in await asyncio.gather(*writing):
             assert seconds < 1.0
         # The connection is ended first, for which the driver takes two seconds.
         assert await seconds_to_unavailable(database.write(pet("Ben"))) < 0.1
-        assert await reading < 3.5
+        assert max(await asyncio.gather(reading, changing)) < 3.5
         await own_postgres.resume()
 
         async def is_back() -> bool:
@@ -429,8 +480,20 @@ async def test_a_postgres_that_answers_nobody_is_noticed_long_before_its_stateme
         await eventually(is_back)
 
 
+async def test_a_transaction_that_takes_long_is_waited_for_while_its_statements_are_answered(
+    postgres_database: str, opened: Open
+) -> None:
+    def sleep(connection: Connection) -> None:
+        for _ in range(4):
+            connection.execute(text("SELECT pg_sleep(0.2)"))
+
+    async with opened(postgres_database, Bounds(silence_s=0.5)) as database:
+        await database.connect()
+        await database.transact(sleep)
+
+
 async def test_a_file_that_was_taken_away_is_told(tmp_path: Path, opened: Open) -> None:
-    async with opened(f"sqlite+aiosqlite:///{tmp_path}/no/pets.db") as database:
+    async with opened(f"sqlite:///{tmp_path}/no/pets.db") as database:
         await seconds_to_unavailable(count(database))
         await seconds_to_unavailable(database.write(pet("Rex")))
 
@@ -448,7 +511,7 @@ async def test_what_is_away_is_logged_once_and_without_what_was_written(
     tmp_path: Path, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, logger="internal"):
-        async with opened(f"sqlite+aiosqlite:///{tmp_path}/no/pets.db") as database:
+        async with opened(f"sqlite:///{tmp_path}/no/pets.db") as database:
             for _ in range(5):
                 await seconds_to_unavailable(database.write(pet("secret")))
     (line,) = caplog.messages
@@ -523,5 +586,5 @@ async def test_a_file_that_is_no_database_is_named(tmp_path: Path, watched_loop:
     path = tmp_path / "notes.txt"
     path.write_text("Dear diary, " * 100)
     assert f"the file {path} cannot be used: it is not an SQLite database" in await complaint(
-        f"sqlite+aiosqlite:///{path}"
+        f"sqlite:///{path}"
     )

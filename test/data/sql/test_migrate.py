@@ -1,24 +1,27 @@
 """Migrations: what they make, by how many processes, and what happens when they cannot be."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
 
 from internal.biz.errors import SluiceError, Unavailable
+from internal.data.sql.engine import BOUNDS, open_writing
 from internal.data.sql.migrate import LOCK, MIGRATIONS, VERSION_TABLE, Migration, Patience, migrate, pending
+from internal.data.sql.runner import T, Work
 from internal.data.sql.tables import metadata
 
 HASTE = Patience(answer_s=0.0, lock_s=0.2)
@@ -28,7 +31,7 @@ HASTE = Patience(answer_s=0.0, lock_s=0.2)
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of a database without tables."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/new/folder/sluice.db"
+        return f"sqlite:///{tmp_path}/new/folder/sluice.db"
     url: str = request.getfixturevalue("postgres_database")
     return url
 
@@ -51,13 +54,26 @@ def upgrade():
     (folder / "versions" / f"{number:04}_more.py").write_text(source)
 
 
-def engine(url: str) -> AsyncEngine:
-    return create_async_engine(url, poolclass=NullPool)
+async def on(url: str, work: Work[T]) -> T:
+    """What `work` returns, past all that is to be tested here."""
+    runner = open_writing(make_url(url), BOUNDS, lambda: None)
+    try:
+        return await runner.run(work)
+    finally:
+        await runner.close()
+
+
+async def execute(url: str, *statements: str) -> None:
+    def work(connection: Connection) -> None:
+        for statement in statements:
+            connection.execute(text(statement))
+
+    await on(url, work)
 
 
 async def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
-    async with engine(url).connect() as connection:
-        return sorted(tuple(row) for row in await connection.execute(text(statement)))
+    found = await on(url, lambda connection: connection.execute(text(statement)).all())
+    return sorted(tuple(row) for row in found)
 
 
 SCHEMA = {
@@ -88,16 +104,14 @@ async def test_migrations_lead_to_the_tables_that_the_code_knows(empty_url: str)
         found: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
         return found
 
-    async with engine(empty_url).connect() as connection:
-        assert await connection.run_sync(differences) == []
+    assert await on(empty_url, differences) == []
 
 
 async def test_migrations_make_what_the_code_itself_would_make_to_the_letter(empty_url: str) -> None:
     await migrate(empty_url)
     migrated = await schema(empty_url)
-    async with engine(empty_url).begin() as connection:
-        await connection.run_sync(metadata.drop_all)
-        await connection.run_sync(metadata.create_all)
+    await on(empty_url, metadata.drop_all)
+    await on(empty_url, metadata.create_all)
     assert migrated == await schema(empty_url)
     assert all(migrated)
 
@@ -114,17 +128,17 @@ async def test_a_migration_says_from_where_to_where(empty_url: str, folder: Path
 
 
 async def test_who_only_asks_what_is_pending_makes_no_file(tmp_path: Path) -> None:
-    await pending(f"sqlite+aiosqlite:///{tmp_path}/new/sluice.db")
+    await pending(f"sqlite:///{tmp_path}/new/sluice.db")
     assert not (tmp_path / "new").exists()
 
 
 async def test_a_new_folder_is_its_owner_s_alone(tmp_path: Path) -> None:
-    await migrate(f"sqlite+aiosqlite:///{tmp_path}/new/sluice.db")
+    await migrate(f"sqlite:///{tmp_path}/new/sluice.db")
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
 async def test_an_sqlite_file_can_be_read_while_it_is_written(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path}/sluice.db"
+    url = f"sqlite:///{tmp_path}/sluice.db"
     await migrate(url)
     assert await rows(url, "PRAGMA journal_mode") == [("wal",)]
 
@@ -175,10 +189,9 @@ async def test_a_database_of_a_newer_version_is_left_alone(empty_url: str, folde
 async def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
     if "sqlite" in empty_url:
         Path(make_url(empty_url).database or "").parent.mkdir(parents=True)
-    async with engine(empty_url).begin() as connection:
-        await connection.execute(text("CREATE TABLE users (name TEXT)"))
-        # Theirs has the name that Alembic likes best.
-        await connection.execute(text("CREATE TABLE alembic_version (version_num TEXT)"))
+    # Theirs has the name that Alembic likes best.
+    theirs = "CREATE TABLE alembic_version (version_num TEXT)"
+    await execute(empty_url, "CREATE TABLE users (name TEXT)", theirs)
     with pytest.raises(SluiceError, match=r"users.* already exists"):
         await migrate(empty_url)
     assert await rows(empty_url, "SELECT * FROM users") == []
@@ -187,17 +200,20 @@ async def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
 async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SluiceError, match="/file/sub cannot be made: Not a directory"):
-        await migrate(f"sqlite+aiosqlite:///{tmp_path}/file/sub/sluice.db")
+        await migrate(f"sqlite:///{tmp_path}/file/sub/sluice.db")
 
 
 async def test_an_sqlite_file_is_its_owner_s_alone(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path}/new/sluice.db"
+    url = f"sqlite:///{tmp_path}/new/sluice.db"
+
+    def modes_while_it_is_open(connection: Connection) -> dict[str, int]:  # so are the files beside it
+        connection.execute(text("DELETE FROM users"))
+        return {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+
     before = os.umask(0)
     try:
         await migrate(url)
-        async with engine(url).begin() as connection:  # while it is open the files beside it are there
-            await connection.execute(text("DELETE FROM users"))
-            modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+        modes = await on(url, modes_while_it_is_open)
     finally:
         os.umask(before)
     assert modes == dict.fromkeys(("sluice.db", "sluice.db-wal", "sluice.db-shm"), 0o600)
@@ -207,26 +223,37 @@ async def test_an_sqlite_file_is_its_owner_s_alone(tmp_path: Path) -> None:
 async def test_the_mode_of_an_sqlite_file_that_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "sluice.db").touch()
     (tmp_path / "sluice.db").chmod(0o660)
-    await migrate(f"sqlite+aiosqlite:///{tmp_path}/sluice.db")
+    await migrate(f"sqlite:///{tmp_path}/sluice.db")
     assert (tmp_path / "sluice.db").stat().st_mode & 0o777 == 0o660
 
 
 async def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SluiceError, match="cannot be opened"):
-        await migrate(f"sqlite+aiosqlite:///{tmp_path}")
+        await migrate(f"sqlite:///{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["", "sluice.db"])
+def test_a_start_that_fails_prints_nothing_and_leaves_no_thread_that_could(
+    tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    add(folder, 2, "1 / 0")
+    before = threading.enumerate()
+    for attempt in (migrate, pending):
+        with contextlib.suppress(SluiceError):
+            asyncio.run(attempt(f"sqlite:///{tmp_path}/empty/{name}", folder=folder))
+    assert threading.enumerate() == before
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_a_user_that_may_not_create_tables_is_told_so(postgres_database: str) -> None:
-    async with engine(postgres_database).begin() as connection:
-        await connection.execute(text("CREATE USER reader"))
-        await connection.execute(text("REVOKE CREATE ON SCHEMA public FROM public"))
+    await execute(postgres_database, "CREATE USER reader", "REVOKE CREATE ON SCHEMA public FROM public")
     reader = make_url(postgres_database).set(username="reader").render_as_string(hide_password=False)
     try:
         with pytest.raises(SluiceError, match=r"'reader' may not create tables in .*GRANT"):
             await migrate(reader)
     finally:
-        async with engine(postgres_database).begin() as connection:
-            await connection.execute(text("DROP USER reader"))
+        await execute(postgres_database, "DROP USER reader")
 
 
 async def test_a_driver_that_is_not_installed_is_named() -> None:
@@ -248,9 +275,10 @@ async def held_up(url: str) -> AsyncIterator[None]:
         yield
         other.close()
         return
-    async with engine(url).begin() as connection:
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
-        yield
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    await connection.execute(f"SELECT pg_advisory_lock({LOCK})")
+    yield
+    await connection.close()
 
 
 async def test_who_waits_for_another_says_so_and_not_for_ever(
@@ -272,6 +300,61 @@ async def test_who_waits_can_be_stopped(empty_url: str) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(migrating, 3)
     assert (await migrate(empty_url, HASTE)).after == "0001"
+
+
+async def test_a_migration_that_is_cancelled_leaves_the_database_as_it_was(
+    empty_url: str, folder: Path, tmp_path: Path, eventually: Any
+) -> None:
+    await migrate(empty_url, folder=folder)
+    before = await schema(empty_url)
+    begun = tmp_path / "begun"
+    numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+    add(
+        folder,
+        2,
+        "op.execute('CREATE TABLE pets (id INTEGER)')",
+        f"open({str(begun)!r}, 'w').close()",
+        f"op.execute({numbers!r})",
+    )
+    migrating = asyncio.create_task(migrate(empty_url, folder=folder))
+
+    async def has_begun() -> bool:
+        return begun.exists()
+
+    await eventually(has_begun)
+    await asyncio.sleep(0.1)  # now it counts
+    migrating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(migrating, 3)
+    assert await schema(empty_url) == before
+    assert await pending(empty_url, folder) == Migration("0001", ("0002",))
+
+
+async def test_a_migration_that_is_cancelled_between_two_statements_is_not_committed(
+    tmp_path: Path, folder: Path, eventually: Any
+) -> None:
+    url, begun, goes_on = f"sqlite:///{tmp_path}/sluice.db", tmp_path / "begun", tmp_path / "goes on"
+    add(
+        folder,
+        2,
+        "import pathlib, time",
+        "op.execute('CREATE TABLE pets (id INTEGER)')",
+        f"pathlib.Path({str(begun)!r}).touch()",
+        f"while not pathlib.Path({str(goes_on)!r}).exists(): time.sleep(0.01)",
+    )
+    migrating = asyncio.create_task(migrate(url, folder=folder))
+
+    async def has_begun() -> bool:
+        return begun.exists()
+
+    await eventually(has_begun)
+    migrating.cancel()
+    await asyncio.sleep(0.1)
+    assert not migrating.done(), "it waits until nothing works on the database any more"
+    goes_on.touch()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(migrating, 3)
+    assert not any(await schema(url))
 
 
 async def test_a_database_that_is_not_up_yet_is_waited_for(own_postgres: Any) -> None:

@@ -34,8 +34,7 @@ class Shelf:
         self.database = database
 
     async def add(self, table: Table, *rows: dict[str, Any]) -> None:
-        async with self.database.transaction() as connection:
-            await connection.execute(insert(table), list(rows))
+        await self.database.transact(lambda connection: connection.execute(insert(table), list(rows)))
 
     async def conversation(
         self, name: str, *, user: str = ADA, updated_at: float = NOW, deleted_at: float | None = None
@@ -129,8 +128,7 @@ async def test_a_conversation_in_which_something_runs_stays_until_it_has_ended(s
     sweep = sweeper(shelf, Keeping(conversations=2)).sweep
     assert await sweep() == Deleted(conversations=1)
     assert await shelf.ids(conversations) == {"running", "deleted", "a1", "a2"}
-    async with shelf.database.transaction() as connection:
-        await connection.execute(update(responses).values(ended_at=NOW))
+    await shelf.database.change(update(responses).values(ended_at=NOW))
     assert await sweep() == Deleted(conversations=2)
     assert await shelf.ids(conversations) == {"a1", "a2"}
 
@@ -219,8 +217,7 @@ async def test_of_a_user_who_leaves_nothing_stays_and_of_others_all(shelf: Shelf
         await shelf.response(f"{name} in", name, user=user, runs=True)
         await shelf.response(f"{name} alone", user=user)
         await shelf.add(user_settings, {"user_id": user, "model": "m"})
-    async with shelf.database.transaction() as connection:
-        await delete_user_data(connection, ADA)
+    await shelf.database.transact(lambda connection: delete_user_data(connection, ADA))
     assert await shelf.ids(conversations) == {"b", "b deleted"}
     assert await shelf.ids(responses) == {"b in", "b alone"}
     assert await shelf.ids(messages) == {"msg_b in", "msg_b alone"}
