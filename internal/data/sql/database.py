@@ -78,15 +78,16 @@ class Database:
     def __init__(self, url: str, bounds: Bounds = BOUNDS, max_waiting: int = MAX_WAITING) -> None:
         self.url: URL = make_url(url)
         self.commits = 0
-        # A file is silent while another process writes to it, and what may be read is read all the same.
-        self._pulse = Pulse(0 if is_sqlite(self.url) else bounds.silence_s, self._fell_silent)
         try:
             self._reader = open_reading(self.url, bounds)
-            self._writer = open_writing(self.url, bounds, self._pulse.beat)
+            self._writer = open_writing(self.url, bounds)
         except Exception as error:  # there is no such driver
             raise explained(error, self.url) from error
         # Within our process nobody waits for SQLite's lock: who does, sleeps, and up to 100 ms too long.
         self._turn = asyncio.Lock() if is_sqlite(self.url) else contextlib.nullcontext()
+        # A file is silent while another process writes to it, and what may be read is read all the same.
+        silence_s = 0 if is_sqlite(self.url) else bounds.silence_s
+        self._pulse = Pulse(silence_s, self._begin_to_probe, self._fell_silent)
         self._max_waiting = max_waiting
         self._waiting: list[_Unit] = []
         self._probing: asyncio.Task[None] | None = None
@@ -134,15 +135,20 @@ class Database:
     def _fell_silent(self) -> None:
         self._complain("it does not answer")
         self._refuse_all(_away())
+        self._begin_to_probe()
+
+    def _begin_to_probe(self) -> None:
         if self._probing is None or self._probing.done():
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
         """Ask until there is an answer: else of many who come when it is back, only one would find out."""
-        while self._pulse.is_silent:
-            await asyncio.sleep(PROBE_INTERVAL_S)
+        while True:
             with contextlib.suppress(Unavailable):
                 await self._read(text("SELECT 1"), None)
+            if not self._pulse.is_silent:
+                break
+            await asyncio.sleep(PROBE_INTERVAL_S)
 
     def _refuse_all(self, error: Unavailable) -> None:
         waiting, self._waiting = self._waiting, []

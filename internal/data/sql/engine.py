@@ -49,30 +49,27 @@ def open_reading(url: URL, bounds: Bounds) -> Runner:
     return ThreadRunner(_engine(url, options, _prepare_reader), bounds.readers, transactions=False)
 
 
-def open_writing(url: URL, bounds: Bounds, answered: Callable[[], None]) -> Runner:
-    """Runs transactions. One on SQLite has the lock for writing from its begin. A server calls `answered`
-    after each statement."""
-    if is_sqlite(url):
-        # It takes one writer at a time.
-        engine = _engine(url, _pool(url, 1, bounds), _prepare_writer)
-        event.listen(engine, "begin", _begin_immediate)
-        return ThreadRunner(engine, 1, transactions=True)
-    server = _async_engine(url, _pool(url, bounds.writers, bounds))
-    event.listen(server.sync_engine, "after_cursor_execute", lambda *_: answered())
-    return AsyncRunner(server, transactions=True)
+def open_writing(url: URL, bounds: Bounds) -> Runner:
+    """Runs transactions. One on SQLite has the lock for writing from its begin."""
+    if not is_sqlite(url):
+        return AsyncRunner(_async_engine(url, _pool(url, bounds.writers, bounds)), transactions=True)
+    # It takes one writer at a time.
+    engine = _engine(url, _pool(url, 1, bounds), _prepare_writer)
+    event.listen(engine, "begin", _begin_immediate)
+    return ThreadRunner(engine, 1, transactions=True)
 
 
 def open_migrating(url: URL, bounds: Bounds) -> Runner:
     """Runs transactions of which a statement may take as long as it does. On SQLite a lock is not waited
     for."""
     options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True}
-    if is_sqlite(url):
-        engine = _engine(url, options | {"connect_args": {"timeout": 0}}, _prepare_migration)
-        event.listen(engine, "begin", _begin_immediate)
-        return ThreadRunner(engine, 1, transactions=True)
-    if _is_asyncpg(url):
-        options |= {"connect_args": _asyncpg(bounds.connect_timeout_s, None)}
-    return AsyncRunner(_async_engine(url, options), transactions=True)
+    if not is_sqlite(url):
+        if _is_asyncpg(url):
+            options |= {"connect_args": _asyncpg(bounds.connect_timeout_s, None)}
+        return AsyncRunner(_async_engine(url, options), transactions=True)
+    engine = _engine(url, options | {"connect_args": {"timeout": 0}}, _prepare_migration)
+    event.listen(engine, "begin", _begin_immediate)
+    return ThreadRunner(engine, 1, transactions=True)
 
 
 def _engine(url: URL, options: dict[str, Any], prepare: Callable[[Any, object], None]) -> Engine:

@@ -15,10 +15,12 @@ LATE_S = 0.5
 class Pulse:
     """Judges by all questions together: that one takes long says nothing while others are answered."""
 
-    def __init__(self, silence_s: float, fell_silent: Callable[[], None]) -> None:
-        """Silent is who has answered nothing for `silence_s` (0: nobody is) although asked."""
+    def __init__(self, silence_s: float, doubt: Callable[[], None], fell_silent: Callable[[], None]) -> None:
+        """Silent is who has answered nothing for `silence_s` (0: nobody is) although asked. Half way `doubt`
+        is called, to ask what takes no time: the others may only take long, or wait for each other."""
         self.is_silent = False
         self._silence_s = silence_s
+        self._doubt = doubt
         self._fell_silent = fell_silent
         self._asking: set[asyncio.Timeout] = set()
         self._heard_at_s = 0.0
@@ -38,15 +40,11 @@ class Pulse:
                 self._heard_at_s = time.monotonic()
             self._asking.add(deadline)
             if self._timer is None:
-                self._arm()
+                self._arm(self._silence_s / 2)
             try:
                 yield
             finally:
                 self._asking.discard(deadline)
-        self.beat()
-
-    def beat(self) -> None:
-        """It has answered. May be called on any thread."""
         self._heard_at_s = time.monotonic()
         self.is_silent = False
 
@@ -54,8 +52,8 @@ class Pulse:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _arm(self) -> None:
-        due_s = self._heard_at_s + self._silence_s
+    def _arm(self, after_s: float) -> None:
+        due_s = self._heard_at_s + after_s
         wait_s = max(0.0, due_s - time.monotonic())
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._look, due_s)
 
@@ -66,8 +64,13 @@ class Pulse:
         now_s = time.monotonic()
         if now_s > due_s + LATE_S:
             self._heard_at_s = now_s  # it was our process that stood still, and has not read the answers yet
-        if now_s < self._heard_at_s + self._silence_s:
-            self._arm()
+        unheard_s = now_s - self._heard_at_s
+        if unheard_s < self._silence_s / 2:
+            self._arm(self._silence_s / 2)
+            return
+        if unheard_s < self._silence_s:
+            self._arm(self._silence_s)
+            self._doubt()
             return
         self.is_silent = True
         for deadline in self._asking:

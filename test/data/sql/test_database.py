@@ -480,16 +480,16 @@ async def test_a_postgres_that_answers_nobody_is_noticed_long_before_its_stateme
         await eventually(is_back)
 
 
-async def test_a_transaction_that_takes_long_is_waited_for_while_its_statements_are_answered(
-    postgres_database: str, opened: Open
+async def test_a_postgres_that_takes_long_is_not_taken_for_one_that_answers_nobody(
+    postgres_database: str, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def sleep(connection: Connection) -> None:
-        for _ in range(4):
-            connection.execute(text("SELECT pg_sleep(0.2)"))
-
+    sleep = text("SELECT pg_sleep(1)")
     async with opened(postgres_database, Bounds(silence_s=0.5)) as database:
         await database.connect()
-        await database.transact(sleep)
+        await database.transact(lambda connection: connection.execute(sleep).all())
+        await database.read(sleep)
+        await database.write((Write(0, sleep), [{}]))
+    assert caplog.messages == []
 
 
 async def test_a_file_that_was_taken_away_is_told(tmp_path: Path, opened: Open) -> None:

@@ -56,7 +56,7 @@ def upgrade():
 
 async def on(url: str, work: Work[T]) -> T:
     """What `work` returns, past all that is to be tested here."""
-    runner = open_writing(make_url(url), BOUNDS, lambda: None)
+    runner = open_writing(make_url(url), BOUNDS)
     try:
         return await runner.run(work)
     finally:

@@ -15,7 +15,15 @@ FOR_EVER_S = 5.0
 class Heart:
     def __init__(self, silence_s: float = SILENCE_S) -> None:
         self.silences = 0
-        self.pulse = Pulse(silence_s, self._fell_silent)
+        self.doubts = 0
+        self.answers_doubts = False
+        self.pulse = Pulse(silence_s, self._doubt, self._fell_silent)
+        self._answering: asyncio.Task[None] | None = None
+
+    def _doubt(self) -> None:
+        self.doubts += 1
+        if self.answers_doubts:
+            self._answering = asyncio.create_task(self.ask(0))
 
     def _fell_silent(self) -> None:
         self.silences += 1
@@ -61,12 +69,25 @@ async def test_while_it_is_silent_one_at_a_time_asks(heart: Heart) -> None:
     await heart.ask(0)
 
 
-async def test_a_beat_between_two_answers_counts(heart: Heart) -> None:
-    async with heart.pulse.asking():
-        for _ in range(10):
-            await asyncio.sleep(SILENCE_S / 4)
-            heart.pulse.beat()
+async def test_one_that_takes_long_alone_is_waited_for_while_what_takes_no_time_is_answered(
+    heart: Heart,
+) -> None:
+    heart.answers_doubts = True
+    await heart.ask(4 * SILENCE_S)
+    assert heart.doubts > 2
     assert not heart.silences
+
+
+async def test_who_answers_in_time_is_not_doubted(heart: Heart) -> None:
+    for _ in range(10):
+        await heart.ask(SILENCE_S / 5)
+    assert not heart.doubts
+
+
+async def test_who_does_not_answer_is_doubted_once(heart: Heart) -> None:
+    with pytest.raises(TimeoutError):
+        await heart.ask()
+    assert heart.doubts == 1
 
 
 async def test_nobody_who_asks_nothing_is_kept_waiting_by_the_past(heart: Heart) -> None:
