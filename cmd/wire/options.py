@@ -5,6 +5,7 @@ import time
 from internal.biz.accounts import AccountRules
 from internal.biz.chat import ChatRules
 from internal.biz.limits import Limits
+from internal.biz.models import Feature
 from internal.biz.ports import Generator
 from internal.biz.session_manager import ManagerLimits
 from internal.conf import settings as conf
@@ -21,7 +22,16 @@ RECOVERY_PATIENCE_S = 5.0
 
 def chat_rules(settings: conf.Settings) -> ChatRules:
     names = tuple(model.name for model in settings.models)
-    return ChatRules(names, _titling(settings), owners_only=settings.auth.required)
+    features = {model.name: _features(model) for model in settings.models}
+    return ChatRules(names, _titling(settings), features, owners_only=settings.auth.required)
+
+
+def _features(model: conf.Model) -> frozenset[Feature]:
+    match model:
+        case conf.EchoModel():
+            return EchoGenerator.FEATURES
+        case conf.LlamaCppModel():
+            return LlamaCppGenerator.FEATURES
 
 
 def _titling(settings: conf.Settings) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from internal.biz.errors import (
@@ -13,6 +13,7 @@ from internal.biz.errors import (
     NotFound,
     SluiceError,
     Unavailable,
+    UnsupportedParameter,
     unknown_response,
 )
 from internal.biz.events import QueueUpdate, ResponseQueued
@@ -22,6 +23,7 @@ from internal.biz.models import (
     Backlog,
     Caller,
     Failure,
+    Feature,
     Message,
     Request,
     Response,
@@ -47,12 +49,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class ChatRules:
-    """`models` may be asked for; the first is the default, and those in `titling` find titles for
-    conversations. With `owners_only` a response can be followed, continued and stopped only by who asked for
-    it; otherwise it is enough to know its id, which cannot be guessed."""
+    """`models` may be asked for; the first is the default, those in `titling` find titles for conversations,
+    and `features` say what each can do that not all can. With `owners_only` a response can be followed,
+    continued and stopped only by who asked for it; otherwise it is enough to know its id, which cannot be
+    guessed."""
 
     models: tuple[str, ...]
     titling: tuple[str, ...] = ()
+    features: Mapping[str, frozenset[Feature]] = field(default_factory=dict)
     owners_only: bool = False
 
 
@@ -110,6 +114,14 @@ class Chat:
             )
         return name
 
+    def _require_features(self, model: str, ask: Ask) -> None:
+        """Raises UnsupportedParameter for what the model's engine cannot do."""
+        wanted = ask.settings.features
+        if any(it.text is None for message in ask.turn for it in message.attachments):
+            wanted |= {Feature.IMAGES}
+        for feature in sorted(wanted - self._rules.features.get(model, frozenset())):
+            raise UnsupportedParameter(f"the model {model!r} cannot do this: {feature}", param=feature)
+
     async def submit(self, caller: Caller, ask: Ask, response_id: str) -> Budget | None:
         """Store the turn and publish the request under a new id. Returns what the caller has left.
 
@@ -120,6 +132,7 @@ class Chat:
         settings = ask.settings
         if not ask.turn:
             raise InvalidRequest("the input is empty", param="input")
+        self._require_features(model, ask)
         request = Request(response_id, model, caller.user, time.time(), ask.turn, settings)
         owner = caller.user if self._rules.owners_only else None
         wants_title = settings.conversation_id is not None and model in self._rules.titling

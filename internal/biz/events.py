@@ -10,7 +10,7 @@ Source: https://platform.openai.com/docs/api-reference/responses-streaming
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from internal.biz.models import ItemKind, OutputItem, Response
+from internal.biz.models import ItemKind, OutputItem, Response, ToolCall
 
 
 # A delta is made for every token, and kept: as a str it costs half the time and half the memory of any
@@ -49,7 +49,27 @@ class ResponseInProgress:
 
 @dataclass(frozen=True, slots=True)
 class ItemAdded:
+    """`call`: the one that a FUNCTION_CALL is."""
+
     kind: ItemKind
+    output_index: int
+    call: ToolCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentsDelta:
+    """`response.function_call_arguments.delta`: all arguments of a call. A call is told in one go, so that no
+    attempt ever goes on in the middle of one."""
+
+    call: ToolCall
+    output_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentsDone:
+    """`response.function_call_arguments.done`"""
+
+    call: ToolCall
     output_index: int
 
 
@@ -105,6 +125,8 @@ Event = (
     | PartAdded
     | TextDone
     | PartDone
+    | ArgumentsDelta
+    | ArgumentsDone
     | ItemDone
     | Terminal
 )

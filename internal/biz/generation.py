@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from internal.biz.errors import SluiceError
 from internal.biz.events import (
+    ArgumentsDelta,
+    ArgumentsDone,
     Delta,
     Event,
     ItemAdded,
@@ -33,6 +35,7 @@ from internal.biz.models import (
     Role,
     Settings,
     Status,
+    ToolCall,
     Usage,
 )
 
@@ -43,11 +46,12 @@ MAX_CHARS_PER_TOKEN = 16
 class Job:
     """One response for an engine to generate.
 
-    `reasoning` and `emitted` are what earlier attempts have already said, thought and message: the engine
-    goes on behind them. `answering`: the reasoning, if there was any, is over.
+    `reasoning` and `emitted` are what earlier attempts have already said, thought and message, and `called`
+    what they have called: the engine goes on behind them. `answering`: the reasoning, if there was any, is
+    over.
     """
 
-    __slots__ = ("answering", "emitted", "messages", "reasoning", "response_id", "settings")
+    __slots__ = ("answering", "called", "emitted", "messages", "reasoning", "response_id", "settings")
 
     def __init__(
         self,
@@ -58,13 +62,15 @@ class Job:
         reasoning: str = "",
         *,
         answering: bool = False,
+        called: tuple[ToolCall, ...] = (),
     ) -> None:
         self.response_id = response_id
         self.messages = messages
         self.settings = settings
         self.emitted = emitted
         self.reasoning = reasoning
-        self.answering = answering or bool(emitted)
+        self.answering = answering or bool(emitted or called)
+        self.called = called
 
 
 class FinishReason(StrEnum):
@@ -102,10 +108,14 @@ class Finished:
     error: SluiceError | None = None
 
 
-Output = TextDelta | ReasoningDelta | Prefilled | Finished
+Output = TextDelta | ReasoningDelta | ToolCall | Prefilled | Finished
 Chunk = tuple[Job, Output]
 """What an engine says of a job: the very object that was submitted, so that nobody has to look it up.
 A step of an engine is a list of chunks, in order for each job."""
+
+
+_DELTAS: dict[ItemKind, type[Delta]] = {ItemKind.MESSAGE: TextDelta, ItemKind.REASONING: ReasoningDelta}
+"""What an item of a kind consists of."""
 
 
 class Transcript(Job):
@@ -149,13 +159,14 @@ class Transcript(Job):
         self.emitted = self._said(ItemKind.MESSAGE, TextDelta)
         self.reasoning = self._said(ItemKind.REASONING, ReasoningDelta)
         self.answering = bool(self._items) or self._kind is TextDelta
+        self.called = tuple(item.call for item in self._items if item.call is not None)
 
     def _replay(self, event: Event) -> None:
         match event:
             case ResponseInProgress():
                 self._started = True
             case ItemAdded(kind):
-                self._kind = TextDelta if kind is ItemKind.MESSAGE else ReasoningDelta
+                self._kind = _DELTAS.get(kind)
             case TextDelta() | ReasoningDelta():
                 self._texts.append(event)
             case ItemDone(item):
@@ -188,12 +199,27 @@ class Transcript(Job):
         response = Response.of(self.delivery.request, Status.IN_PROGRESS)
         self.events += (ResponseCreated(response), ResponseInProgress(response))
 
-    def add(self, delta: Delta) -> None:
+    def add(self, said: Delta | ToolCall) -> None:
         """Add what the engine said. Called once per token."""
-        if type(delta) is not self._kind:
-            self._open_item(type(delta))
-        self._texts.append(delta)
-        self.events += (delta,)
+        if type(said) is not self._kind:
+            if isinstance(said, ToolCall):
+                self._add_call(said)
+                return
+            self._open_item(type(said))
+        self._texts.append(said)
+        self.events += (said,)
+
+    def _add_call(self, call: ToolCall) -> None:
+        self._close_item(Status.COMPLETED)
+        index, item = self._index, OutputItem(ItemKind.FUNCTION_CALL, "", call=call)
+        self._items.append(item)
+        self.events += (
+            ItemAdded(ItemKind.FUNCTION_CALL, index, call),
+            ArgumentsDelta(call, index),
+            ArgumentsDone(call, index),
+            ItemDone(item, index),
+        )
+        self._index += 1
 
     def _open_item(self, kind: type[Delta]) -> None:
         self._close_item(Status.COMPLETED)

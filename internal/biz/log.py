@@ -11,6 +11,8 @@ from typing import Protocol
 
 from internal.biz.errors import Refused
 from internal.biz.events import (
+    ArgumentsDelta,
+    ArgumentsDone,
     Event,
     ItemAdded,
     ItemDone,
@@ -24,7 +26,7 @@ from internal.biz.events import (
     TextDelta,
     TextDone,
 )
-from internal.biz.models import Response
+from internal.biz.models import OutputItem, Response
 
 _TERMINAL = (ResponseCompleted, ResponseIncomplete, ResponseFailed)
 _EVENT_BYTES = 120
@@ -38,17 +40,23 @@ def size_bytes(event: Event) -> int:
     if isinstance(event, (TextDone, PartDone)):
         return _EVENT_BYTES + len(event.text)
     if isinstance(event, ItemDone):
-        return _EVENT_BYTES + len(event.item.text)
+        return _EVENT_BYTES + _item_bytes(event.item)
+    if isinstance(event, (ArgumentsDelta, ArgumentsDone)):
+        return _EVENT_BYTES + len(event.call.arguments)
     if isinstance(event, (ItemAdded, PartAdded)):
         return _EVENT_BYTES
     return _EVENT_BYTES + _response_bytes(event.response)
+
+
+def _item_bytes(item: OutputItem) -> int:
+    return len(item.text) + (len(item.call.arguments) if item.call is not None else 0)
 
 
 def _response_bytes(response: Response) -> int:
     settings = response.settings
     size = len(settings.instructions or "")
     for item in response.output:
-        size += len(item.text)
+        size += _item_bytes(item)
     for key, value in settings.metadata.items():
         size += len(key) + len(value)
     return size

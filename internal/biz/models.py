@@ -3,18 +3,56 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model wants a function to be called. `arguments` is JSON as the model wrote it: it may be wrong."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that belongs to a message: `text` is what stands in it. An image has none: it is looked up by
+    its id, or is `url`, a `data:` URL."""
+
+    name: str
+    media_type: str
+    file_id: str | None = None
+    text: str | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """`calls`: what an assistant wants to be called; `call_id`: which call a tool's message answers."""
+
     role: Role
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    attachments: tuple[Attachment, ...] = ()
+
+    @property
+    def chars(self) -> int:
+        """How much a model has to read, in characters. Images count nothing."""
+        size = len(self.content)
+        for call in self.calls:
+            size += len(call.name) + len(call.arguments)
+        for attachment in self.attachments:
+            size += len(attachment.text or "")
+        return size
 
 
 class Status(StrEnum):
@@ -51,29 +89,135 @@ class Caller:
     login_id: str | None = None
 
 
+class Feature(StrEnum):
+    """What not every engine can do. The values are the names of the parameters that ask for it."""
+
+    STOP = "stop"
+    SEED = "seed"
+    TOP_K = "top_k"
+    MIN_P = "min_p"
+    FREQUENCY_PENALTY = "frequency_penalty"
+    PRESENCE_PENALTY = "presence_penalty"
+    REPETITION_PENALTY = "repetition_penalty"
+    REASONING_EFFORT = "reasoning_effort"
+    OUTPUT_FORMAT = "response_format"
+    TOOLS = "tools"
+    IMAGES = "images"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. None: the model's default.
+
+    `temperature` is 0 to 2, `top_p` and `min_p` 0 to 1, `top_k` at least 0 (0: all), the penalties for
+    frequency and presence -2 to 2, that for repetition over 0 to 2 (1: none), `seed` any 64-bit number.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """The answer is to be JSON: of this JSON Schema, or (None) any object."""
+
+    schema: Mapping[str, Any] | None = None
+    name: str = ""
+    strict: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may want to be called; `parameters` is a JSON Schema."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tooling:
+    """`choice`: "auto", "none", "required" (some tool), or `function` names the one to be called."""
+
+    tools: tuple[Tool, ...] = ()
+    choice: str = "auto"
+    function: str | None = None
+    parallel: bool = True
+
+    @property
+    def offered(self) -> tuple[Tool, ...]:
+        """Those that the model may choose from."""
+        if self.choice == "none":
+            return ()
+        return tuple(tool for tool in self.tools if self.function in (None, tool.name))
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the answer has to be a call."""
+        return bool(self.tools) and (self.choice == "required" or self.function is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the client asked for, beside the messages. None means the model's default.
 
-    `conversation_id` or `previous_response_id`, not both, say what the turn continues. `temperature` is 0 to
-    2, `top_p` 0 to 1, `max_output_tokens` at least 1.
+    `conversation_id` or `previous_response_id`, not both, say what the turn continues. `max_output_tokens` is
+    at least 1. The answer ends before the first of `stop`. `background`: nobody has to wait for it.
     """
 
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation_id: str | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    reasoning_effort: str | None = None
+    output_format: OutputFormat | None = None
+    tooling: Tooling = Tooling()
     truncation: Truncation = Truncation.DISABLED
     store: bool = True
+    background: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What an engine must be able to do for it."""
+        sampling = self.sampling
+        wanted = {
+            Feature.STOP: self.stop,
+            Feature.SEED: sampling.seed is not None,
+            Feature.TOP_K: sampling.top_k is not None,
+            Feature.MIN_P: sampling.min_p is not None,
+            Feature.FREQUENCY_PENALTY: sampling.frequency_penalty,
+            Feature.PRESENCE_PENALTY: sampling.presence_penalty,
+            Feature.REPETITION_PENALTY: sampling.repetition_penalty not in (None, 1.0),
+            Feature.REASONING_EFFORT: self.reasoning_effort is not None,
+            Feature.OUTPUT_FORMAT: self.output_format is not None,
+            Feature.TOOLS: self.tooling.tools and self.tooling.choice != "none",
+        }
+        return frozenset(feature for feature, is_wanted in wanted.items() if is_wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """The place of a response in its batch; the first is 0."""
+
+    batch_id: str
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a worker needs to generate one response: `messages` are the new turn, what was said before is in
-    the history. `created_at` is Unix seconds."""
+    the history. `created_at` is Unix seconds. `batch`: which answer it is of a turn that asks several models
+    at once."""
 
     response_id: str
     model: str
@@ -81,6 +225,7 @@ class Request:
     created_at: float
     messages: tuple[Message, ...]
     settings: Settings
+    batch: Seat | None = None
 
     @property
     def continues(self) -> bool:
@@ -101,15 +246,18 @@ class Usage:
 class ItemKind(StrEnum):
     MESSAGE = "message"
     REASONING = "reasoning"
+    FUNCTION_CALL = "function_call"
 
 
 @dataclass(frozen=True, slots=True)
 class OutputItem:
-    """One finished piece of a response's output: a message, or the reasoning before it."""
+    """One finished piece of a response's output: a message, the reasoning before it, or a call (which has no
+    text)."""
 
     kind: ItemKind
     text: str
     status: Status = Status.COMPLETED
+    call: ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +322,18 @@ class Response:
     def text(self) -> str:
         """What the model said, without its reasoning."""
         return "".join(item.text for item in self.output if item.kind is ItemKind.MESSAGE)
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """What the model wants to be called."""
+        return tuple(item.call for item in self.output if item.call is not None)
+
+    @property
+    def answer(self) -> Message | None:
+        """What it adds to the dialogue: nothing when it failed, or nothing was said."""
+        if self.status is Status.FAILED or not (self.text or self.calls):
+            return None
+        return Message(Role.ASSISTANT, self.text, self.calls)
 
 
 @dataclass(frozen=True, slots=True)

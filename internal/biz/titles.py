@@ -13,7 +13,7 @@ from internal.biz.conversations import MAX_TITLE_CHARS
 from internal.biz.errors import SluiceError
 from internal.biz.events import Event, ResponseCompleted, ResponseIncomplete
 from internal.biz.ids import new_id
-from internal.biz.models import Message, Request, Role, Settings, Truncation
+from internal.biz.models import Message, Request, Role, Sampling, Settings, Truncation
 from internal.biz.names import visible_line
 from internal.biz.pause import pause
 from internal.biz.ports import Queue
@@ -116,7 +116,10 @@ class Titles:
 
     async def _ask(self, untitled: Untitled) -> str:
         settings = Settings(
-            max_output_tokens=MAX_OUTPUT_TOKENS, temperature=0.0, truncation=Truncation.AUTO, store=False
+            max_output_tokens=MAX_OUTPUT_TOKENS,
+            sampling=Sampling(temperature=0.0),
+            truncation=Truncation.AUTO,
+            store=False,
         )
         question, answer = untitled.question[:EXCERPT_CHARS], untitled.answer[:EXCERPT_CHARS]
         task = Message(Role.USER, f"{_TASK}\n\nUser: {question}\n\nAssistant: {answer}")

@@ -22,7 +22,7 @@ from internal.biz.generation import (
     Transcript,
 )
 from internal.biz.inbox import StepInbox
-from internal.biz.models import Message, Response
+from internal.biz.models import Message, Response, ToolCall
 from internal.biz.ports import Generator, History, Meter, Progress, WorkQueue
 
 log = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ class Worker:
             if not run.running:
                 continue
             kind = type(output)
-            if kind is TextDelta or kind is ReasoningDelta:
+            if kind is TextDelta or kind is ReasoningDelta or kind is ToolCall:
                 if run.spoke_at_s != now:  # its first chunk in this step
                     if run.lost:
                         continue

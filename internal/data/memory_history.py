@@ -88,7 +88,7 @@ class MemoryHistory:
                 self._threads.popitem(last=False)
         size = _TURN_BYTES
         for message in request.messages:
-            size += len(message.content)
+            size += message.chars
         self._turns[request.response_id] = _Turn(request, previous_id, size)
         self._grow(size)
 
@@ -116,7 +116,7 @@ class MemoryHistory:
                     continue
                 part = tuple(message for message in part if message.role is Role.SYSTEM)
             for message in part:
-                chars += len(message.content)
+                chars += message.chars
             parts.append(part)
             following = turn.previous_id
         if self._is_crowded():
@@ -136,18 +136,17 @@ class MemoryHistory:
             if turn is None or (turn.attempt is not None and turn.attempt >= response.attempt):
                 continue
             turn.attempt = response.attempt
-            before = len(turn.answer.content) if turn.answer else 0
-            failed = response.status is Status.FAILED
-            text = "" if failed else response.text
-            turn.answer = Message(Role.ASSISTANT, text) if text else None
-            turn.size_bytes += len(text) - before
+            grown = -turn.answer.chars if turn.answer else 0
+            turn.answer = response.answer
+            grown += turn.answer.chars if turn.answer else 0
+            turn.size_bytes += grown
             thread = self._threads.get(response.settings.conversation_id or "")
             if thread is not None:
                 thread.size += turn.size_bytes - _TURN_BYTES + TURN_SIZE
                 # One that comes late, after others have gone on without it, is not what they continue.
-                if not failed and thread.head_id in (turn.previous_id, response.id):
+                if response.status is not Status.FAILED and thread.head_id in (turn.previous_id, response.id):
                     thread.head_id = response.id
-            self._grow(len(text) - before)
+            self._grow(grown)
 
     async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
         running = (turn.request for turn in self._turns.values() if turn.attempt is None)

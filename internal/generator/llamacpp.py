@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from internal.biz.errors import GenerationFailed, SluiceError
 from internal.biz.generation import Finished, FinishReason, Job, Output, Prefilled
-from internal.biz.models import Message, Usage
+from internal.biz.models import Feature, Message, Usage
 from internal.biz.ports import Capabilities, Progress, Sink
 from internal.generator.prompt import ChatTemplate, Piece, fit
 from internal.generator.reasoning import ReasoningSplitter, resume
@@ -40,6 +40,8 @@ _CACHED_CHARS = 4096
 _CACHED_PIECES = 4096
 """Bounds of the pieces of prompts whose tokens are remembered: 64 MiB at most, usually a few."""
 _READ_BYTES = 4 << 20
+_SEEDS = 2**32 - 1
+"""llama.cpp takes 32 bits, the last of which means a random one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,17 @@ def find_model(path: Path | None) -> Path:
 
 class LlamaCppGenerator:
     """Implements Generator. Owns `slots` threads and llama.cpp's own."""
+
+    FEATURES = frozenset(
+        (
+            Feature.SEED,
+            Feature.TOP_K,
+            Feature.MIN_P,
+            Feature.FREQUENCY_PENALTY,
+            Feature.PRESENCE_PENALTY,
+            Feature.REPETITION_PENALTY,
+        )
+    )
 
     def __init__(self, options: LlamaCppOptions) -> None:
         self._options = options
@@ -233,16 +246,25 @@ class LlamaCppGenerator:
 
     def request(self, job: Job, tokens: list[int], max_tokens: int) -> dict[str, Any]:
         """The completion request for llama.cpp."""
-        options, settings = self._options, job.settings
+        options, sampling = self._options, job.settings.sampling
+        repetition = sampling.repetition_penalty
+        chosen = {
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "seed": None if sampling.seed is None else sampling.seed % _SEEDS,
+        }
         return {
+            **{name: value for name, value in chosen.items() if value is not None},
             "prompt": tokens,
             "n_predict": max_tokens,
             "stream": True,
             "return_progress": True,
             "cache_prompt": True,
-            "temperature": options.temperature if settings.temperature is None else settings.temperature,
-            "top_p": options.top_p if settings.top_p is None else settings.top_p,
-            "repeat_penalty": options.repeat_penalty,
+            "temperature": options.temperature if sampling.temperature is None else sampling.temperature,
+            "top_p": options.top_p if sampling.top_p is None else sampling.top_p,
+            "repeat_penalty": options.repeat_penalty if repetition is None else repetition,
         }
 
     def complete(self, request: dict[str, Any], callback: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Protocol
 from aiohttp import web
 
 from internal.biz.errors import Unavailable
-from internal.biz.events import Event
+from internal.biz.events import Event, ResponseCompleted, ResponseFailed, ResponseIncomplete
+from internal.biz.models import Response
 from internal.biz.subscription import Reading
 from internal.biz.turnstile import Turnstile
 
@@ -90,6 +91,14 @@ class Streams:
                 return await anext(reading, None)
         except TimeoutError:
             return []
+
+    async def end(self, request: web.Request, reading: Reading) -> Response:
+        """How the response ended, once it has. Raises as `news`."""
+        while (events := await self.news(request, reading)) is not None:
+            match events[-1] if events else None:
+                case ResponseFailed(response) | ResponseCompleted(response) | ResponseIncomplete(response):
+                    return response
+        raise Unavailable("the answer was lost; ask again", code="answer_lost")
 
     async def write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
         """Returns when the client has taken most of what it was sent. Raises ConnectionError when it has

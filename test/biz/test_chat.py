@@ -12,7 +12,7 @@ from internal.biz.chat import Ask, Chat, ChatRules
 from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
 from internal.biz.ids import new_id
 from internal.biz.limits import NoLimits
-from internal.biz.models import Caller, Message, Request, Response, Role, Settings
+from internal.biz.models import Caller, Message, Request, Response, Role, Sampling, Settings
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import QueueLimits
 
@@ -130,7 +130,9 @@ async def test_what_was_asked_before_can_be_asked_again_and_continued(server: "S
     first = await server.claim()
     await first.say("hi")
     await first.finish()
-    settings = Settings(instructions="be brief", previous_response_id=first.id, temperature=0.5)
+    settings = Settings(
+        instructions="be brief", previous_response_id=first.id, sampling=Sampling(temperature=0.5)
+    )
     await server.chat.submit(ADA, Ask(HELLO, "other", settings), new_id("resp"))
     asked = (await server.claim("other")).delivery.request
 

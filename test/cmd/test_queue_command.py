@@ -25,7 +25,7 @@ from internal.biz.events import Event, ResponseFailed, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.ids import new_id
 from internal.biz.log import Cursor
-from internal.biz.models import Caller, Message, Request, Response, Role
+from internal.biz.models import Caller, Message, Request, Response, Role, Sampling
 from internal.biz.models import Settings as Asked
 from internal.conf.settings import Settings
 from internal.data.redis.keys import Keys
@@ -269,7 +269,7 @@ async def test_an_unknown_letter_is_an_error(site: Site, name: str) -> None:
 async def test_a_requeued_request_runs_under_a_new_id_and_can_be_continued(
     site: Site, make_request: MakeRequest, make_reader: MakeReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = make_request(settings=Asked(temperature=0.5), created_at=time.time() - 86_400)
+    asked = make_request(settings=Asked(sampling=Sampling(temperature=0.5)), created_at=time.time() - 86_400)
     await site.bury(asked)
     assert await command.requeue(site.desk, asked.response_id) == 0
     again = capsys.readouterr().out.strip()

@@ -14,7 +14,7 @@ from internal.biz.events import ReasoningDelta
 from internal.biz.generation import FinishReason
 from internal.biz.limits import Budget
 from internal.biz.preferences import Preferences
-from internal.server.routes import chat as chat_routes
+from internal.server import sse
 
 if TYPE_CHECKING:
     from test.server.conftest import Api
@@ -283,7 +283,7 @@ async def test_who_leaves_stops_the_answer(api: "Api", stream: bool) -> None:
 
 
 async def test_a_stream_is_never_silent_for_long(api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_routes, "KEEP_ALIVE_S", 0.1)
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.1)
     monkeypatch.setattr("internal.server.streams.LOOK_S", 0.02)
     async with streaming(api) as response:
         run = await api.engine.claim()

@@ -15,7 +15,7 @@ from internal.biz.events import (
     TextDelta,
 )
 from internal.biz.models import Failure, Response, Status
-from internal.service.api.chat import encode
+from internal.service.api.chat import ChatStream
 
 if TYPE_CHECKING:
     from test.conftest import RequestFactory
@@ -32,7 +32,7 @@ def ended(make_request: "RequestFactory") -> Ended:
 
 
 def read(events: list[Event], begun: str | None = None) -> list[Any]:
-    lines = encode(events, begun).decode().split("\n\n")
+    lines = ChatStream(begun).encode(events).decode().split("\n\n")
     assert lines.pop() == ""
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
@@ -40,12 +40,11 @@ def read(events: list[Event], begun: str | None = None) -> list[Any]:
 def test_deltas_of_one_wake_are_one_chunk() -> None:
     events: list[Event] = [TextDelta("one\n"), ReasoningDelta("hm"), TextDelta("\n“two”")]
     assert read(events) == [{"chunk": "one\n\n“two”"}]
-    assert b"\n" not in encode(events, None).removesuffix(b"\n\n")
+    assert b"\n" not in ChatStream(None).encode(events).removesuffix(b"\n\n")
 
 
 def test_nothing_to_say_is_nothing() -> None:
-    assert encode([], None) == b""
-    assert encode([ReasoningDelta("hm")], None) == b""
+    assert ChatStream(None).encode([ReasoningDelta("hm")]) == b""
 
 
 def test_the_end(ended: Ended) -> None:

@@ -16,7 +16,17 @@ from internal.biz.errors import InvalidRequest, SluiceError, TooManyRequests, Un
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseQueued, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, ResponseLog
-from internal.biz.models import Message, Request, Response, Role, Settings, Status, Truncation, Usage
+from internal.biz.models import (
+    Message,
+    Request,
+    Response,
+    Role,
+    Sampling,
+    Settings,
+    Status,
+    Truncation,
+    Usage,
+)
 from internal.biz.session import Cancel, Command, Create, Resume
 from internal.service.codec.responses import ResponsesCodec
 
@@ -65,8 +75,7 @@ def test_every_field_of_a_request() -> None:
         instructions="be brief",
         previous_response_id="resp_1",
         max_output_tokens=10,
-        temperature=0.5,
-        top_p=1.0,
+        sampling=Sampling(temperature=0.5, top_p=1.0),
         truncation=Truncation.AUTO,
         store=False,
         metadata={"a": "b"},
@@ -385,8 +394,7 @@ class Follower:
 SETTINGS = Settings(
     instructions="be brief",
     max_output_tokens=10,
-    temperature=0.5,
-    top_p=0.9,
+    sampling=Sampling(temperature=0.5, top_p=0.9),
     truncation=Truncation.AUTO,
     metadata={"a": "b"},
 )

@@ -5,6 +5,7 @@
     ["queued", 3, 1]          requests that go first, live workers
     ["created"]  ["in_progress"]
     ["item", "message"]  ["part"]  ["text_done"]  ["part_done"]  ["item_done", "completed"]
+    ["call", {…}]  ["arguments"]  ["arguments_done"]  ["item_done", "completed"]
     ["end", {…}]              how the response ended; its output is that of the items
 
 What a `done` repeats is read from the deltas before it, so a log must be read from its beginning.
@@ -20,6 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from internal.biz.errors import InvalidRequest
 from internal.biz.events import (
+    ArgumentsDelta,
+    ArgumentsDone,
     Delta,
     Event,
     ItemAdded,
@@ -44,6 +47,7 @@ from internal.biz.models import (
     Request,
     Response,
     Status,
+    ToolCall,
     Usage,
 )
 
@@ -99,8 +103,14 @@ def _fields(event: Event) -> list[Any]:
             return ["created"]
         case ResponseInProgress():
             return ["in_progress"]
-        case ItemAdded(kind):
+        case ItemAdded(kind, call=None):
             return ["item", kind]
+        case ItemAdded(call=call):
+            return ["call", call]
+        case ArgumentsDelta():
+            return ["arguments"]
+        case ArgumentsDone():
+            return ["arguments_done"]
         case PartAdded():
             return ["part"]
         case TextDone():
@@ -129,7 +139,7 @@ def _end(response: Response) -> dict[str, Any]:
 class Decoder:
     """Reads the entries of one log, from its first one on. Holds the texts of the item that is open."""
 
-    __slots__ = ("_head", "_items", "_kind", "_text", "_texts")
+    __slots__ = ("_call", "_head", "_items", "_kind", "_text", "_texts")
 
     def __init__(self, head: Request) -> None:
         self._head = head
@@ -137,6 +147,7 @@ class Decoder:
         self._kind = ItemKind.MESSAGE
         self._texts: list[Delta] = []
         self._text = ""
+        self._call: ToolCall | None = None
 
     def decode(self, entries: Iterable[Any]) -> list[Event]:
         """The events of the next entries, parsed from JSON.
@@ -172,8 +183,15 @@ class Decoder:
             case ["in_progress"]:
                 return ResponseInProgress(Response.of(self._head, Status.IN_PROGRESS))
             case ["item", kind]:
-                self._kind, self._texts = ItemKind(kind), []
+                self._kind, self._texts, self._call = ItemKind(kind), [], None
                 return ItemAdded(self._kind, index)
+            case ["call", fields]:
+                self._kind, self._text, self._call = ItemKind.FUNCTION_CALL, "", ToolCall(**fields)
+                return ItemAdded(self._kind, index, self._call)
+            case ["arguments"] if self._call is not None:
+                return ArgumentsDelta(self._call, index)
+            case ["arguments_done"] if self._call is not None:
+                return ArgumentsDone(self._call, index)
             case ["part"]:
                 return PartAdded(self._kind, index)
             case ["text_done"]:
@@ -182,7 +200,7 @@ class Decoder:
             case ["part_done"]:
                 return PartDone(self._kind, self._text, index)
             case ["item_done", status]:
-                item = OutputItem(self._kind, self._text, Status(status))
+                item = OutputItem(self._kind, self._text, Status(status), self._call)
                 self._items.append(item)
                 return ItemDone(item, index)
             case ["end", fields]:

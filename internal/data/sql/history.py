@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -16,7 +17,18 @@ from internal.biz.errors import (
     nothing_to_continue,
     unknown_conversation,
 )
-from internal.biz.models import ItemKind, Message, Request, Response, Role, Settings, Status, Usage
+from internal.biz.models import (
+    Attachment,
+    ItemKind,
+    Message,
+    Request,
+    Response,
+    Role,
+    Settings,
+    Status,
+    ToolCall,
+    Usage,
+)
 from internal.data.sql import statements
 from internal.data.sql.database import Database, Part, Values
 
@@ -24,6 +36,15 @@ AT_ONCE = 200
 """How many ends are written together: with an asynchronous driver that takes the event loop's time."""
 MAX_CHARS = 8 << 20
 """How much of a dialogue is looked at, whatever a model could take in."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What a message has beside its text."""
+
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    attachments: tuple[Attachment, ...] = ()
 
 
 class SqlHistory:
@@ -80,7 +101,7 @@ class SqlHistory:
         if said:
             values = {"starts": list(said), "max_chars": max_chars or MAX_CHARS}
             for row in await self._database.read(statements.DIALOGUES, values):
-                said[row.root].append(Message(Role(row.role), row.content))
+                _add(said[row.root], row)
         return [tuple(said[start]) if start is not None else () for start in starts]
 
     async def _starts(self, requests: Sequence[Request]) -> list[str | None]:
@@ -147,6 +168,7 @@ class SqlHistory:
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────
 
 _SETTINGS = TypeAdapter(Settings)
+_DETAILS = TypeAdapter(_Details)
 
 
 def _settings(row: Row[Any]) -> Settings:
@@ -155,6 +177,22 @@ def _settings(row: Row[Any]) -> Settings:
         return _SETTINGS.validate_json(row.settings)
     except ValidationError:
         return Settings(conversation_id=row.conversation_id, previous_response_id=row.previous_id)
+
+
+def _details(calls: Sequence[ToolCall], call_id: str | None, attachments: Sequence[Attachment]) -> str | None:
+    if not (calls or call_id or attachments):  # nearly always
+        return None
+    return orjson.dumps(_Details(tuple(calls), call_id, tuple(attachments))).decode()
+
+
+def _add(said: list[Message], row: Row[Any]) -> None:
+    """Add a message to a dialogue. What a model calls is part of what it said just before."""
+    details = _DETAILS.validate_json(row.details) if row.details else _Details()
+    role, content, calls = Role(row.role), row.content, details.calls
+    if role is Role.ASSISTANT and calls and said and said[-1].role is Role.ASSISTANT:
+        before = said.pop()
+        content, calls = before.content + content, (*before.calls, *calls)
+    said.append(Message(role, content, calls, details.call_id, details.attachments))
 
 
 def _thread(request: Request, *, wants_title: bool) -> Values:
@@ -176,7 +214,7 @@ def _response(request: Request) -> Values:
         "b_previous_id": request.settings.previous_response_id,
         "b_model": request.model,
         "b_settings": orjson.dumps(request.settings).decode(),
-        "b_chars": sum(len(message.content) for message in request.messages),
+        "b_chars": sum(message.chars for message in request.messages),
         "b_now": request.created_at,
     }
 
@@ -189,6 +227,7 @@ def _input(request: Request) -> list[Values]:
             "b_position": position,
             "b_role": message.role.value,
             "b_content": message.content,
+            "b_details": _details(message.calls, message.call_id, message.attachments),
             "b_now": request.created_at,
         }
         for position, message in enumerate(request.messages)
@@ -204,7 +243,7 @@ def _end(response: Response, now: float) -> Values:
     return {
         **_fence(response),
         "b_status": response.status.value,
-        "b_chars": 0 if response.status is Status.FAILED else len(response.text),
+        "b_chars": response.answer.chars if response.answer else 0,
         "b_first_token_at": response.first_token_at,
         "b_now": now,
         "b_input_tokens": usage.input_tokens,
@@ -219,7 +258,7 @@ def _end(response: Response, now: float) -> Values:
 
 _OUTPUT_POSITION = 1_000_000
 """Behind all that was asked."""
-_KINDS = {ItemKind.MESSAGE: "output", ItemKind.REASONING: "reasoning"}
+_KINDS = {ItemKind.MESSAGE: "output", ItemKind.REASONING: "reasoning", ItemKind.FUNCTION_CALL: "call"}
 
 
 def _output(response: Response, now: float) -> list[Values]:
@@ -232,8 +271,9 @@ def _output(response: Response, now: float) -> list[Values]:
             "b_position": _OUTPUT_POSITION + index,
             "b_kind": _KINDS[item.kind],
             "b_content": item.text,
+            "b_details": _details((item.call,), None, ()) if item.call is not None else None,
             "b_now": now,
         }
         for index, item in enumerate(items)
-        if item.text
+        if item.text or item.call is not None
     ]

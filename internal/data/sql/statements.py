@@ -137,7 +137,8 @@ INSERT_NEXT = Write(
 )
 STORED = select(responses.c.id).where(responses.c.id.in_(bindparam("ids", expanding=True)))
 
-_MESSAGE = ["id", "response_id", "position", "kind", "role", "content", "created_at"]
+_MESSAGE = ["id", "response_id", "position", "kind", "role", "content", "details", "created_at"]
+_SAID = (bindparam("b_content", type_=Words()), bindparam("b_details", type_=Words()))
 INSERT_INPUT = Write(
     3,
     insert_or_ignore(messages).from_select(
@@ -148,7 +149,7 @@ INSERT_INPUT = Write(
             _number("position"),
             literal("input"),
             _id("role"),
-            bindparam("b_content", type_=Words()),
+            *_SAID,
             _time("now"),
         ).where(responses.c.id == _id("id")),
     ),
@@ -194,7 +195,7 @@ INSERT_OUTPUT = Write(
             _number("position"),
             _id("kind"),
             literal(Role.ASSISTANT.value),
-            bindparam("b_content", type_=Words()),
+            *_SAID,
             _time("now"),
         ).where(_COUNTS),
     ),
@@ -278,7 +279,7 @@ def _dialogues() -> Any:
     limit = bindparam("max_chars", type_=BigInteger())
     first = and_(chain.c.previous_id.is_(None), messages.c.role == Role.SYSTEM.value)
     return (
-        select(chain.c.root, messages.c.role, messages.c.content)
+        select(chain.c.root, messages.c.role, messages.c.content, messages.c.details)
         .join(messages, messages.c.response_id == chain.c.id)
         .where(messages.c.kind != "reasoning", or_(chain.c.later <= limit, first))
         .order_by(chain.c.root, chain.c.depth.desc(), messages.c.position)

@@ -7,6 +7,7 @@ no row in `users`.
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Double,
@@ -115,6 +116,18 @@ Index(
     postgresql_where=conversations.c.deleted_at.is_not(None),
 )
 
+# A turn that asks several models: a response for each.
+batches = Table(
+    "batches",
+    metadata,
+    _id(primary_key=True),
+    _id("user_id", nullable=False, index=True),
+    _id("conversation_id", _of("conversations"), index=True),
+    Column("prompt", Words, nullable=False),
+    _id("chosen_id"),  # the response that a person chose to go on with
+    Column("created_at", Double, nullable=False),
+)
+
 responses = Table(
     "responses",
     metadata,
@@ -122,6 +135,8 @@ responses = Table(
     _id("user_id", nullable=False, index=True),
     _id("conversation_id", _of("conversations")),
     _id("previous_id"),
+    _id("batch_id"),
+    Column("batch_position", Integer),
     Column("model", String(64), nullable=False),
     Column("status", String(16), nullable=False),
     Column("attempt", Integer),  # which one said how it ended; null while it runs
@@ -158,6 +173,12 @@ Index(
     sqlite_where=responses.c.previous_id.is_not(None),
     postgresql_where=responses.c.previous_id.is_not(None),
 )
+Index(
+    "ix_responses_batch_id",
+    responses.c.batch_id,
+    sqlite_where=responses.c.batch_id.is_not(None),
+    postgresql_where=responses.c.batch_id.is_not(None),
+)
 
 messages = Table(
     "messages",
@@ -165,9 +186,23 @@ messages = Table(
     _id(primary_key=True),
     _id("response_id", _of("responses"), nullable=False),
     Column("position", Integer, nullable=False),  # within its response
-    Column("kind", String(16), nullable=False),  # input, output or reasoning
+    Column("kind", String(16), nullable=False),  # input, output, reasoning or call
     Column("role", String(16), nullable=False),
     Column("content", Words, nullable=False),
+    Column("details", Words),  # JSON: what the message has beside its text
     Column("created_at", Double, nullable=False),
     Index(None, "response_id", "position", unique=True),
+)
+
+# What was uploaded; the bytes are elsewhere.
+files = Table(
+    "files",
+    metadata,
+    _id(primary_key=True),
+    _id("user_id", nullable=False, index=True),
+    Column("name", Line(255), nullable=False),
+    Column("media_type", Line(127), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
 )

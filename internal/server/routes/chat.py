@@ -2,47 +2,32 @@
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Mapping
 from typing import Protocol
 
 from aiohttp import web
 
 from internal.biz.accounts import Preferences
 from internal.biz.chat import Ask, Chat
-from internal.biz.errors import NotFound, SluiceError, Unavailable
-from internal.biz.events import ResponseCompleted, ResponseFailed, ResponseIncomplete
+from internal.biz.errors import NotFound
 from internal.biz.ids import new_id
 from internal.biz.limits import Budget
-from internal.biz.models import Caller, Message, Role, Settings, Truncation
+from internal.biz.models import Caller, Message, Role, Sampling, Settings, Status, Truncation
 from internal.biz.subscription import Reading, Subscription
 from internal.server import deadline
-from internal.server.answers import NOT_STORED
 from internal.server.rest import Access, AnyRoute, Call, Route, WithHeaders
+from internal.server.sse import send
 from internal.server.streams import Streams
 from internal.service.api.base import Query
 from internal.service.api.chat import (
-    KEEP_ALIVE,
     STREAM,
     ChatMessage,
     ChatReply,
+    ChatStream,
     ChatTurn,
     StreamedTurn,
-    encode,
-    encode_error,
     failure_error,
 )
 from internal.service.rate_limit import budget_headers
-
-log = logging.getLogger(__name__)
-
-KEEP_ALIVE_S = 15.0
-"""A stream is never silent for longer: proxies drop what is."""
-_SSE_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    **NOT_STORED,
-    "X-Accel-Buffering": "no",
-}
 
 
 class HasPreferences(Protocol):
@@ -105,7 +90,7 @@ class ChatRoutes:
                 async with contextlib.aclosing(subscription.read(cursor)) as reading:
                     if stream:
                         headers["X-Session-Id"] = session_id
-                        return await self._stream(request, reading, headers, begun)
+                        return await send(request, self._streams, reading, ChatStream(begun), headers)
                     return WithHeaders(await self._wait(request, reading, session_id, body.message), headers)
             except ConnectionError:
                 self._streams.abandon(response_id)
@@ -128,55 +113,19 @@ class ChatRoutes:
         settings = Settings(
             conversation_id=session_id,
             max_output_tokens=body.max_tokens or mine.max_output_tokens,
-            temperature=body.temperature,
+            sampling=Sampling(temperature=body.temperature),
             truncation=Truncation.AUTO,
         )
         model = body.model or (mine.model if mine.model in self._chat.models else None)
         return Ask((Message(Role.USER, body.message),), model, settings, begins=body.session_id is None)
 
     async def _wait(self, request: web.Request, reading: Reading, session_id: str, message: str) -> ChatReply:
-        while (events := await self._streams.news(request, reading)) is not None:
-            match events[-1] if events else None:
-                case ResponseFailed(response):
-                    raise failure_error(response.failure)
-                case ResponseCompleted(response) | ResponseIncomplete(response):
-                    return ChatReply(
-                        session_id=session_id,
-                        user_message=message,
-                        assistant_reply=response.text,
-                        incomplete=response.incomplete_reason,
-                    )
-        raise Unavailable("the answer was lost; ask again", code="answer_lost")
-
-    async def _stream(
-        self, request: web.Request, reading: Reading, headers: Mapping[str, str], begun: str | None
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={**_SSE_HEADERS, **headers})
-        await response.prepare(request)
-        try:
-            await self._copy(request, response, reading, begun)
-        except SluiceError as error:
-            await self._streams.write(request, response, encode_error(error))
-        except ConnectionError:
-            raise
-        except Exception:
-            log.exception("stream failed", extra={"path": request.path})
-            await self._streams.write(request, response, encode_error(SluiceError("internal error")))
-        return response
-
-    async def _copy(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        reading: Reading,
-        begun: str | None,
-    ) -> None:
-        clock = asyncio.get_running_loop().time
-        written_at = clock()
-        while (events := await self._streams.news(request, reading)) is not None:
-            data = encode(events, begun)
-            if not data and clock() - written_at >= KEEP_ALIVE_S:
-                data = KEEP_ALIVE
-            if data:
-                await self._streams.write(request, response, data)
-                written_at = clock()
+        response = await self._streams.end(request, reading)
+        if response.status is Status.FAILED:
+            raise failure_error(response.failure)
+        return ChatReply(
+            session_id=session_id,
+            user_message=message,
+            assistant_reply=response.text,
+            incomplete=response.incomplete_reason,
+        )

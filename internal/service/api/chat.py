@@ -63,29 +63,33 @@ STREAM = (
     'which conversation has begun. A failure is `data: {"error": {…}}`, and the end. Lines that begin with a '
     "colon keep the connection awake."
 )
-KEEP_ALIVE = b": keep-alive\n\n"
 
 
-def encode(events: Sequence[Event], begun: str | None) -> bytes:
-    """What `events` are on a stream: at most one chunk, and the end, when it is among them. `begun`: the
-    conversation that began with this turn."""
-    text = "".join([event for event in events if type(event) is TextDelta])
-    data = _event({"chunk": text}) if text else b""
-    match events[-1] if events else None:
-        case ResponseFailed(response):
-            return data + encode_error(failure_error(response.failure))
-        case ResponseCompleted(response) | ResponseIncomplete(response):
-            fields: dict[str, object] = {"done": True}
-            if response.incomplete_reason is not None:
-                fields["incomplete"] = response.incomplete_reason
-            if begun is not None:
-                fields["session_id"] = begun
-            return data + _event(fields)
-    return data
+class ChatStream:
+    """Implements Encoder."""
 
+    def __init__(self, begun: str | None) -> None:
+        """`begun`: the conversation that began with this turn."""
+        self._begun = begun
 
-def encode_error(error: SluiceError) -> bytes:
-    return _event({"error": error_body(error)})
+    def encode(self, events: Sequence[Event]) -> bytes:
+        """At most one chunk, and the end, when it is among them."""
+        text = "".join([event for event in events if type(event) is TextDelta])
+        data = _event({"chunk": text}) if text else b""
+        match events[-1]:
+            case ResponseFailed(response):
+                return data + self.encode_error(failure_error(response.failure))
+            case ResponseCompleted(response) | ResponseIncomplete(response):
+                fields: dict[str, object] = {"done": True}
+                if response.incomplete_reason is not None:
+                    fields["incomplete"] = response.incomplete_reason
+                if self._begun is not None:
+                    fields["session_id"] = self._begun
+                return data + _event(fields)
+        return data
+
+    def encode_error(self, error: SluiceError) -> bytes:
+        return _event({"error": error_body(error)})
 
 
 def _event(fields: dict[str, object]) -> bytes:

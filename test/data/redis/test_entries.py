@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from internal.biz.errors import GenerationFailed, InvalidRequest
 from internal.biz.events import ReasoningDelta, TextDelta
 from internal.biz.generation import Finished, FinishReason
-from internal.biz.models import Message, Request, Role, Settings, Truncation, Usage
+from internal.biz.models import (
+    Message,
+    OutputFormat,
+    Request,
+    Role,
+    Sampling,
+    Settings,
+    Tool,
+    ToolCall,
+    Tooling,
+    Truncation,
+    Usage,
+)
 from internal.data.redis.entries import (
     END,
     Decoder,
@@ -29,6 +41,7 @@ if TYPE_CHECKING:
     WriteLog = Callable[..., Log]
 
 tokens = st.integers(0, 2**53)
+schemas = st.dictionaries(st.text(), st.text() | st.booleans() | st.integers(0, 9), max_size=2)
 messages = st.lists(st.builds(Message, st.sampled_from(Role), st.text())).map(tuple)
 requests = st.builds(
     Request,
@@ -42,14 +55,26 @@ requests = st.builds(
         instructions=st.none() | st.text(),
         previous_response_id=st.none() | st.text(),
         max_output_tokens=st.none() | st.integers(1, 2**53),
-        temperature=st.none() | st.floats(0, 2),
-        top_p=st.none() | st.floats(0, 1),
+        sampling=st.builds(
+            Sampling,
+            temperature=st.none() | st.floats(0, 2),
+            seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+        ),
+        stop=st.lists(st.text(), max_size=2).map(tuple),
+        output_format=st.none() | st.builds(OutputFormat, st.none() | schemas, st.text(), st.booleans()),
+        tooling=st.builds(
+            Tooling,
+            st.lists(st.builds(Tool, st.text(), st.none() | st.text(), schemas), max_size=2).map(tuple),
+            st.sampled_from(("auto", "none", "required")),
+            st.none() | st.text(),
+        ),
         truncation=st.sampled_from(Truncation),
         store=st.booleans(),
         metadata=st.dictionaries(st.text(), st.text()),
     ),
 )
-sayings = st.builds(TextDelta, st.text()) | st.builds(ReasoningDelta, st.text())
+calls = st.builds(ToolCall, st.text(), st.text(), st.text())
+sayings = st.builds(TextDelta, st.text()) | st.builds(ReasoningDelta, st.text()) | calls
 attempts = st.lists(st.lists(sayings), min_size=1, max_size=3)
 ends = st.builds(
     Finished,

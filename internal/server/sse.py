@@ -1,0 +1,74 @@
+"""Answers that are sent as they are made: server-sent events.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from aiohttp import web
+
+from internal.biz.errors import SluiceError
+from internal.biz.events import Event
+from internal.biz.subscription import Reading
+from internal.server.answers import NOT_STORED
+from internal.server.streams import Streams
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_S = 15.0
+"""A stream is never silent for longer: proxies drop what is."""
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    **NOT_STORED,
+    "X-Accel-Buffering": "no",
+}
+
+
+class Encoder(Protocol):
+    """One dialect of a stream."""
+
+    def encode(self, events: Sequence[Event]) -> bytes:
+        """What the next events of the response are; nothing, perhaps."""
+
+    def encode_error(self, error: SluiceError) -> bytes:
+        """The end of a stream that cannot go on."""
+
+
+async def send(
+    request: web.Request, streams: Streams, reading: Reading, encoder: Encoder, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """Send what is read, to its end. Raises ConnectionError when the client has left."""
+    response = web.StreamResponse(headers={**_HEADERS, **headers})
+    await response.prepare(request)
+    try:
+        await _copy(request, response, streams, reading, encoder)
+    except SluiceError as error:
+        await streams.write(request, response, encoder.encode_error(error))
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("stream failed", extra={"path": request.path})
+        await streams.write(request, response, encoder.encode_error(SluiceError("internal error")))
+    return response
+
+
+async def _copy(
+    request: web.Request,
+    response: web.StreamResponse,
+    streams: Streams,
+    reading: Reading,
+    encoder: Encoder,
+) -> None:
+    clock = asyncio.get_running_loop().time
+    written_at = clock()
+    while (events := await streams.news(request, reading)) is not None:
+        data = encoder.encode(events) if events else b""
+        if not data and clock() - written_at >= KEEP_ALIVE_S:
+            data = KEEP_ALIVE
+        if data:
+            await streams.write(request, response, data)
+            written_at = clock()

@@ -1,0 +1,337 @@
+"""What a client asks for with the Responses API, over a WebSocket as over HTTP.
+
+Beyond the API: `stop`, `seed`, `top_k`, `min_p` and the penalties, as most servers of open models take them.
+Source: https://platform.openai.com/docs/api-reference/responses/create
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+)
+
+from internal.biz.chat import Ask
+from internal.biz.errors import InvalidRequest, UnsupportedParameter
+from internal.biz.models import (
+    Message,
+    OutputFormat,
+    Role,
+    Sampling,
+    Settings,
+    Tool,
+    ToolCall,
+    Tooling,
+    Truncation,
+)
+from internal.service.api.base import Body
+from internal.service.validation import complaint
+
+MAX_ITEMS = 4096
+MAX_PARTS = 256
+MAX_KEYS = 64
+"""Bounds of what is looked at of one request."""
+MAX_TOOLS = 128
+MAX_STOPS = 16
+SEED = 2**63
+
+_Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ],
+    Field(max_length=16),
+]
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class Lenient(BaseModel):
+    """For what clients send back as they got it from us, with whatever fields it had."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+# ── input ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _TextPart(Lenient):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class _MessageItem(Lenient):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | Annotated[list[_TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+
+
+class _ReasoningItem(Lenient):
+    type: Literal["reasoning"]
+
+
+class _CallItem(Lenient):
+    type: Literal["function_call"]
+    call_id: _Id
+    name: ToolName
+    arguments: str
+
+
+class _CallOutputItem(Lenient):
+    type: Literal["function_call_output"]
+    call_id: _Id
+    output: str | Annotated[list[_TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+
+
+_ITEM_TAGS = frozenset(("reasoning", "function_call", "function_call_output"))
+
+
+def _item_tag(item: object) -> str:
+    kind = item.get("type") if isinstance(item, dict) else None
+    return kind if isinstance(kind, str) and kind in _ITEM_TAGS else "message"
+
+
+# One complaint is enough, and collecting one for each of a hundred thousand bad items takes seconds.
+Items = Annotated[
+    list[
+        Annotated[
+            Annotated[_MessageItem, Tag("message")]
+            | Annotated[_ReasoningItem, Tag("reasoning")]
+            | Annotated[_CallItem, Tag("function_call")]
+            | Annotated[_CallOutputItem, Tag("function_call_output")],
+            Discriminator(_item_tag),
+        ]
+    ],
+    Field(max_length=MAX_ITEMS, fail_fast=True),
+]
+
+_ROLES = {"developer": Role.SYSTEM}
+
+
+def messages(items: str | Items) -> tuple[Message, ...]:
+    """The items as messages. Calls that stand behind one another, or behind what was said, are one."""
+    if isinstance(items, str):
+        return (Message(Role.USER, items),) if items else ()
+    found: list[Message] = []
+    for item in items:
+        match item:
+            case _MessageItem(role=role):
+                found.append(Message(_ROLES.get(role) or Role(role), _text(item.content)))
+            case _CallItem():
+                said = (
+                    found.pop() if found and found[-1].role is Role.ASSISTANT else Message(Role.ASSISTANT, "")
+                )
+                call = ToolCall(item.call_id, item.name, item.arguments)
+                found.append(Message(Role.ASSISTANT, said.content, (*said.calls, call)))
+            case _CallOutputItem():
+                found.append(Message(Role.TOOL, _text(item.output), call_id=item.call_id))
+    return tuple(found)
+
+
+def _text(content: str | Sequence[_TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+# ── settings ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Conversation(Lenient):
+    id: _Id
+
+
+def _by_id(value: object) -> object:
+    return {"id": value} if isinstance(value, str) else value
+
+
+class _Function(Body):
+    type: Literal["function"]
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _ChosenFunction(Body):
+    type: Literal["function"]
+    name: ToolName
+
+
+class _TextFormat(Body):
+    type: Literal["text"]
+
+
+class _JsonObjectFormat(Body):
+    type: Literal["json_object"]
+
+
+class _JsonSchemaFormat(Body):
+    type: Literal["json_schema"]
+    name: ToolName
+    # `schema` is a method of BaseModel.
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class _TextOptions(Body):
+    format: (
+        Annotated[
+            Annotated[_TextFormat, Tag("text")]
+            | Annotated[_JsonObjectFormat, Tag("json_object")]
+            | Annotated[_JsonSchemaFormat, Tag("json_schema")],
+            Discriminator("type"),
+        ]
+        | None
+    ) = None
+
+
+class _Reasoning(Body):
+    effort: Annotated[str, StringConstraints(min_length=1, max_length=16)] | None = None
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Stop = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=256)]],
+    BeforeValidator(_one_or_many),
+    Field(max_length=MAX_STOPS),
+]
+
+
+class SamplingParameters(Body):
+    """Those that the dialects call by one name."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    seed: Annotated[int, Field(ge=-SEED, lt=SEED)] | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(**{name: getattr(self, name) for name in SamplingParameters.model_fields})
+
+
+class ResponseCreate(SamplingParameters):
+    """What every `create` of the Responses API may hold."""
+
+    model: str | None = None
+    input: str | Items
+    instructions: str | None = None
+    previous_response_id: _Id | None = None
+    conversation: Annotated[_Conversation, BeforeValidator(_by_id)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: Stop | None = None
+    text: _TextOptions | None = None
+    reasoning: _Reasoning | None = None
+    tools: Annotated[list[_Function], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | _ChosenFunction | None = None
+    parallel_tool_calls: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    store: bool | None = None
+    metadata: Metadata | None = None
+    # Hints, which change nothing here.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    def ask(self) -> Ask:
+        """Raises InvalidRequest for what contradicts itself."""
+        return Ask(messages(self.input), self.model, self._settings())
+
+    def _settings(self) -> Settings:
+        if self.conversation is not None and self.previous_response_id is not None:
+            raise InvalidRequest(
+                "a turn continues a conversation or a previous response, not both", param="conversation"
+            )
+        return Settings(
+            conversation_id=None if self.conversation is None else self.conversation.id,
+            instructions=self.instructions,
+            previous_response_id=self.previous_response_id,
+            max_output_tokens=self.max_output_tokens,
+            sampling=self.sampling,
+            stop=tuple(self.stop or ()),
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
+            output_format=self._output_format(),
+            tooling=self._tooling(),
+            truncation=Truncation(self.truncation or "disabled"),
+            store=self.store is not False,
+            metadata=self.metadata or {},
+        )
+
+    def _output_format(self) -> OutputFormat | None:
+        match self.text and self.text.format:
+            case _JsonObjectFormat():
+                return OutputFormat()
+            case _JsonSchemaFormat(schema_=schema, name=name, strict=strict):
+                return OutputFormat(schema, name, strict is not False)
+        return None
+
+    def _tooling(self) -> Tooling:
+        tools = tuple(
+            Tool(tool.name, tool.description, tool.parameters or {}, tool.strict is not False)
+            for tool in self.tools or ()
+        )
+        chosen = self.tool_choice
+        function = chosen.name if isinstance(chosen, _ChosenFunction) else None
+        choice = chosen if isinstance(chosen, str) else "auto"
+        return tooling(tools, choice, function, parallel=self.parallel_tool_calls is not False)
+
+
+def tooling(tools: Sequence[Tool], choice: str, function: str | None, *, parallel: bool) -> Tooling:
+    """Raises InvalidRequest when a tool is to be called that is none of `tools`."""
+    names = [tool.name for tool in tools]
+    if len(set(names)) < len(names):
+        raise InvalidRequest("two tools have the same name", code="invalid_value", param="tools")
+    if function is not None and function not in names:
+        raise InvalidRequest(f"there is no tool {function!r}", code="invalid_value", param="tool_choice")
+    if choice == "required" and not tools:
+        raise InvalidRequest("there is no tool to be called", code="invalid_value", param="tool_choice")
+    return Tooling(tuple(tools), choice, function, parallel)
+
+
+# ── what is wrong with it ────────────────────────────────────────────────────────────────────────
+
+
+def require_small(value: object, name: str) -> None:
+    """Raises InvalidRequest for an object of too many keys."""
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise InvalidRequest(f"{name}: more than {MAX_KEYS} keys", code="invalid_value", param=name)
+
+
+def invalid(
+    error: ValidationError, is_branch: Callable[[int | str, bool], bool] | None = None
+) -> InvalidRequest:
+    """One complaint. What stands in the place of a type that exists, but not here, is unsupported."""
+    refusal = complaint(error, is_branch or is_union_branch)
+    param = refusal.param or ""
+    if param.endswith(".type") or param.startswith("include"):
+        return UnsupportedParameter(refusal.message, param=param)
+    return refusal
+
+
+_BRANCHES = frozenset(("message", *_ITEM_TAGS, "json_object", "json_schema", "_ChosenFunction"))
+
+
+def is_union_branch(part: int | str, is_last: bool) -> bool:
+    """pydantic names the branch of a union in the path; a client never wrote that."""
+    if isinstance(part, int):
+        return False
+    return (
+        part in _BRANCHES
+        or part.startswith(("list[", "literal[", "function-"))
+        or (is_last and part == "str")
+    )
