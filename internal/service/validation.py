@@ -88,6 +88,8 @@ def complaint(
     param = _said_back(str(name) + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path))
     if worst["type"] == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not supported here", param=param)
+    if worst["type"] == "union_tag_invalid":
+        return UnsupportedParameter(f"{param}: this type is not supported here", param=param)
     return InvalidRequest(f"{param}: {message}", code="invalid_value", param=param)
 
 

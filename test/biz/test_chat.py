@@ -9,10 +9,31 @@ from typing import TYPE_CHECKING
 import pytest
 
 from internal.biz.chat import Ask, Chat, ChatRules
-from internal.biz.errors import Conflict, InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
+from internal.biz.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    SluiceError,
+    TooManyRequests,
+    Unavailable,
+    UnsupportedParameter,
+)
 from internal.biz.ids import new_id
 from internal.biz.limits import NoLimits
-from internal.biz.models import Caller, Message, Request, Response, Role, Sampling, Settings
+from internal.biz.models import (
+    Attachment,
+    Caller,
+    Feature,
+    Message,
+    OutputFormat,
+    Request,
+    Response,
+    Role,
+    Sampling,
+    Settings,
+    Tool,
+    Tooling,
+)
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import QueueLimits
 
@@ -56,6 +77,29 @@ async def test_continuing_an_unknown_response_is_refused(server: "Server", previ
         await server.chat.submit(ADA, Ask(HELLO, settings=after(previous)), new_id("resp"))
     assert error.value.param == "previous_response_id"
     assert error.value.code == "previous_response_not_found"
+
+
+async def test_what_the_models_engine_cannot_do_is_refused_by_name(server: "Server") -> None:
+    rules = ChatRules(("m", "other"), features={"m": frozenset((Feature.STOP, Feature.TOOLS))})
+    chat = Chat(server.queue, server.history, NoLimits(), server.history.finish, rules)
+    tools = Tooling((Tool("add"),))
+    for settings, param in (
+        (Settings(stop=("x",), sampling=Sampling(seed=0)), "seed"),
+        (Settings(tooling=tools, output_format=OutputFormat()), "response_format"),
+        (Settings(sampling=Sampling(top_k=0)), "top_k"),
+    ):
+        with pytest.raises(UnsupportedParameter, match=f"'m' cannot do this: {param}") as error:
+            await chat.submit(ADA, Ask(HELLO, settings=settings), new_id("resp"))
+        assert error.value.param == param
+    image = Message(Role.USER, "what is it?", attachments=(Attachment("a.png", "image/png", "file_1"),))
+    with pytest.raises(UnsupportedParameter, match="images"):
+        await chat.submit(ADA, Ask((image,)), new_id("resp"))
+    with pytest.raises(UnsupportedParameter, match="'other'"):
+        await chat.submit(ADA, Ask(HELLO, "other", Settings(stop=("x",))), new_id("resp"))
+    await chat.submit(ADA, Ask(HELLO, settings=Settings(stop=("x",), tooling=tools)), "resp_1")
+    not_chosen = Settings(tooling=Tooling(tools.tools, "none"), sampling=Sampling(repetition_penalty=1.0))
+    await chat.submit(ADA, Ask(HELLO, "other", not_chosen), "resp_2")
+    assert (await server.claim("other")).id == "resp_2"
 
 
 async def test_continuing_a_running_response_is_refused_for_now(server: "Server") -> None:

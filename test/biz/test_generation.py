@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from internal.biz.errors import GenerationFailed
 from internal.biz.events import (
+    ArgumentsDelta,
+    ArgumentsDone,
     Event,
     ItemAdded,
     ItemDone,
@@ -26,7 +28,18 @@ from internal.biz.events import (
 )
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import ResponseLog
-from internal.biz.models import ItemKind, OutputItem, Request, Response, Settings, Status, Usage
+from internal.biz.models import (
+    ItemKind,
+    Message,
+    OutputItem,
+    Request,
+    Response,
+    Role,
+    Settings,
+    Status,
+    ToolCall,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from test.conftest import RequestFactory
@@ -93,6 +106,37 @@ def test_reasoning_comes_first_and_is_an_item_of_its_own() -> None:
     ]
     assert response.output == (thought, answer)
     assert response.text == "so"
+
+
+def test_a_call_is_an_item_of_its_own() -> None:
+    run, call = attempt(), ToolCall("call_1", "add", '{"a": 1}')
+    run.start()
+    run.add(TextDelta("Let me see."))
+    run.add(call)
+    run.add(TextDelta("So"))
+    response = run.finish(Finished(FinishReason.STOP))
+    kind, item = ItemKind.FUNCTION_CALL, OutputItem(ItemKind.FUNCTION_CALL, "", call=call)
+    start = run.events.index(ItemAdded(kind, 1, call))
+    assert run.events[start : start + 5] == (
+        ItemAdded(kind, 1, call),
+        ArgumentsDelta(call, 1),
+        ArgumentsDone(call, 1),
+        ItemDone(item, 1),
+        ItemAdded(MESSAGE, 2),
+    )
+    assert response.output == (OutputItem(MESSAGE, "Let me see."), item, OutputItem(MESSAGE, "So"))
+    assert response.answer == Message(Role.ASSISTANT, "Let me see.So", (call,))
+
+
+def test_an_attempt_that_takes_over_knows_what_was_called() -> None:
+    first, call = attempt(), ToolCall("call_1", "add", "{}")
+    first.start()
+    first.add(call)
+    second = attempt(emitted=(QUEUED, *first.events), number=2)
+    assert (second.called, second.answering, second.emitted) == ((call,), True, "")
+    second.start()
+    second.add(TextDelta("So"))
+    assert second.events[0] == ItemAdded(MESSAGE, 1)
 
 
 def test_an_answer_without_a_word_has_no_item() -> None:

@@ -11,6 +11,7 @@ from internal.biz.conversations import MAX_SIZE
 from internal.biz.errors import Conflict, InvalidRequest, NotFound
 from internal.biz.ids import new_id
 from internal.biz.models import (
+    Attachment,
     Failure,
     ItemKind,
     Message,
@@ -20,6 +21,7 @@ from internal.biz.models import (
     Role,
     Settings,
     Status,
+    ToolCall,
     Usage,
 )
 from internal.biz.ports import History
@@ -119,6 +121,33 @@ async def test_what_a_database_cannot_hold_is_replaced(
     assert asked.startswith("nul ")
     assert asked.endswith(" a pair")
     assert len(answered) == 2
+
+
+async def test_calls_results_and_files_are_part_of_a_dialogue(
+    history: History, make_request: "RequestFactory"
+) -> None:
+    call, more = ToolCall("call_1", "add", '{"a": 1}'), ToolCall("call_2", "sub", "{}")
+    file = Attachment("notes.txt", "text/plain", "file_1", "x" * 1000)
+    asked = Message(Role.USER, "add", attachments=(file,))
+    first = replace(make_request("", response_id=new_id("resp")), messages=(asked,))
+    await history.begin(first, None, begins=False, wants_title=False)
+    output = (
+        OutputItem(ItemKind.REASONING, "hm"),
+        OutputItem(ItemKind.MESSAGE, "Let me see."),
+        OutputItem(ItemKind.FUNCTION_CALL, "", call=call),
+        OutputItem(ItemKind.FUNCTION_CALL, "", call=more),
+    )
+    await history.finish([Response.of(first, Status.COMPLETED, output=output, attempt=1)])
+    result = Message(Role.TOOL, "2", call_id="call_1")
+    second = replace(following(first.response_id), messages=(result,))
+    await history.begin(second, None, begins=False, wants_title=False)
+    silent = (OutputItem(ItemKind.FUNCTION_CALL, "", call=call),)
+    await history.finish([Response.of(second, Status.COMPLETED, output=silent, attempt=1)])
+    answer = Message(Role.ASSISTANT, "Let me see.", (call, more))
+    called = Message(Role.ASSISTANT, "", (call,))
+    assert await messages(history, second.response_id) == (asked, answer, result, called)
+    # What is in files, and called, counts as if it had been said.
+    assert await messages(history, second.response_id, max_chars=5) == (result, called)
 
 
 async def test_a_dialogue_can_fork(history: History, make_request: "RequestFactory") -> None:

@@ -144,7 +144,7 @@ async def test_what_is_asked_for_reaches_the_engine(api: "Api") -> None:
     async with asking(api, body) as answer:
         run = await api.engine.claim()
         settings = run.request.settings
-        assert (run.request.model, settings.temperature, settings.max_output_tokens) == ("m", 1, 3)
+        assert (run.request.model, settings.sampling.temperature, settings.max_output_tokens) == ("m", 1, 3)
         await run.say("hi")
         await run.finish()
         assert (await answer).status == 200

@@ -18,12 +18,16 @@ from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, ResponseLog
 from internal.biz.models import (
     Message,
+    OutputFormat,
     Request,
     Response,
     Role,
     Sampling,
     Settings,
     Status,
+    Tool,
+    ToolCall,
+    Tooling,
     Truncation,
     Usage,
 )
@@ -228,18 +232,17 @@ def test_a_bad_value_is_refused_by_name(field: str, value: object, param: str) -
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
-        ("tools", [], "tools"),
-        ("tool_choice", "auto", "tool_choice"),
-        ("reasoning", {"effort": "low"}, "reasoning"),
-        ("text", {}, "text"),
+        ("tools", [{"type": "web_search"}], "tools[0].type"),
+        ("reasoning", {"summary": "auto"}, "reasoning.summary"),
+        ("text", {"verbosity": "low"}, "text.verbosity"),
+        ("text", {"format": {"type": "xml"}}, "text.format"),
         ("background", True, "background"),
-        ("user", "ada", "user"),
         ("_private", 1, "_private"),
         ("str", 1, "str"),
         ("a[b]", 1, "a[b]"),
         ("include", ["reasoning.encrypted_content"], "include[0]"),
         ("include", ["queue", "nonsense"], "include[1]"),
-        ("input", [{"type": "function_call_output", "call_id": "c", "output": "x"}], "input[0].type"),
+        ("input", [{"type": "item_reference", "id": "msg_1"}], "input[0].type"),
         (
             "input",
             [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}],
@@ -253,6 +256,79 @@ def test_what_is_not_supported_is_refused_by_name(field: str, value: object, par
     assert isinstance(error, UnsupportedParameter)
     assert error.code == "unsupported_parameter"
     assert param in error.message
+
+
+TOOL = {"type": "function", "name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+
+
+def test_tools_and_formats_are_understood() -> None:
+    settings = create(
+        tools=[TOOL, {"type": "function", "name": "sub", "parameters": None, "strict": False}],
+        tool_choice={"type": "function", "name": "add"},
+        parallel_tool_calls=False,
+        text={"format": {"type": "json_schema", "name": "sum", "schema": {"type": "integer"}}},
+        reasoning={"effort": "low"},
+        stop="END",
+        seed=-1,
+        top_k=4,
+        min_p=0.1,
+        frequency_penalty=-2,
+        presence_penalty=2,
+        repetition_penalty=1.1,
+    ).ask.settings
+    tools = (Tool("add", "Adds.", {"type": "object"}, strict=True), Tool("sub"))
+    assert settings.tooling == Tooling(tools, "auto", "add", parallel=False)
+    assert settings.output_format == OutputFormat({"type": "integer"}, "sum")
+    assert (settings.reasoning_effort, settings.stop) == ("low", ("END",))
+    penalties = {"frequency_penalty": -2, "presence_penalty": 2, "repetition_penalty": 1.1}
+    assert settings.sampling == Sampling(seed=-1, top_k=4, min_p=0.1, **penalties)
+    assert create(text={"format": {"type": "json_object"}}).ask.settings.output_format == OutputFormat()
+    assert create(text={"format": {"type": "text"}}).ask.settings == Settings()
+
+
+def test_calls_and_their_results_are_messages() -> None:
+    def call(name: str) -> dict[str, object]:
+        return {"type": "function_call", "id": "fc_1", "call_id": name, "name": name, "arguments": "{}"}
+
+    items = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "Well,"},
+        call("add"),
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        call("sub"),
+        {"type": "function_call_output", "call_id": "add", "output": "3"},
+        {"type": "function_call_output", "call_id": "sub", "output": [{"type": "input_text", "text": "1"}]},
+        call("mul"),
+    ]
+    add, sub, mul = (ToolCall(name, name, "{}") for name in ("add", "sub", "mul"))
+    assert create(input=items).ask.turn == (
+        Message(Role.USER, "?"),
+        Message(Role.ASSISTANT, "Well,", (add, sub)),
+        Message(Role.TOOL, "3", call_id="add"),
+        Message(Role.TOOL, "1", call_id="sub"),
+        Message(Role.ASSISTANT, "", (mul,)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": {"type": "function", "name": "sub"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [{**TOOL, "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"seed": 2**63}, "seed"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(fields: dict[str, object], param: str) -> None:
+    error = refused(json.dumps({"type": "response.create", "input": "x", **fields}).encode())
+    assert (error.param, error.code) == (param, "invalid_value")
 
 
 @pytest.mark.parametrize(
@@ -397,11 +473,14 @@ SETTINGS = Settings(
     sampling=Sampling(temperature=0.5, top_p=0.9),
     truncation=Truncation.AUTO,
     metadata={"a": "b"},
+    tooling=Tooling((Tool("add", "Adds.", {"type": "object"}),), function="add"),
+    output_format=OutputFormat({"type": "object"}, "sum"),
+    reasoning_effort="low",
 )
 REQUEST = Request("resp_1", "m", "ada", 1700000000.5, (Message(Role.USER, "hello"),), SETTINGS)
 
 
-def run_of(request: Request, end: Finished, *said: TextDelta | ReasoningDelta) -> Cursor:
+def run_of(request: Request, end: Finished, *said: TextDelta | ReasoningDelta | ToolCall) -> Cursor:
     """A follower of a whole response."""
     queued: Event = ResponseQueued(Response.of(request, Status.QUEUED), 2)
     run = Transcript(Delivery(request, 1, [queued], None))
@@ -452,7 +531,8 @@ ENDS = [
 @pytest.mark.parametrize("settings", [SETTINGS, Settings()], ids=["all settings", "no settings"])
 def test_every_event_is_one_of_the_openai_package(end: Finished, settings: Settings) -> None:
     request = Request("resp_1", "m", "ada", 1700000000.5, (), settings)
-    cursor = run_of(request, end, ReasoningDelta("hm"), TextDelta("so"), TextDelta(" be it 🦆"))
+    call = ToolCall("call_1", "add", '{"a": 1}')
+    cursor = run_of(request, end, ReasoningDelta("hm"), TextDelta("so"), TextDelta(" be it 🦆"), call)
     for number, event in enumerate(encode_all(cursor)):
         parsed = as_openai(event)
         assert parsed.model_dump(include={"sequence_number"}) == {"sequence_number": number}

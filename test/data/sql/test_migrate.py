@@ -25,6 +25,10 @@ from internal.data.sql.runner import T, Work
 from internal.data.sql.tables import metadata
 
 HASTE = Patience(answer_s=0.0, lock_s=0.2)
+OURS = tuple(sorted(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py")))
+LAST = OURS[-1]
+FOLLOWING = tuple(f"{int(LAST) + number:04}" for number in (1, 2))
+"""What tests add."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -44,14 +48,14 @@ def folder(tmp_path: Path) -> Path:
     return copy
 
 
-def add(folder: Path, number: int, *statements: str) -> None:
+def add(folder: Path, revision: str, *statements: str) -> None:
     lines = "\n".join(f"    {statement}" for statement in statements)
     source = f"""from alembic import op
-revision, down_revision = "{number:04}", "{number - 1:04}"
+revision, down_revision = "{revision}", "{int(revision) - 1:04}"
 def upgrade():
 {lines}
 """
-    (folder / "versions" / f"{number:04}_more.py").write_text(source)
+    (folder / "versions" / f"{revision}_more.py").write_text(source)
 
 
 async def on(url: str, work: Work[T]) -> T:
@@ -77,7 +81,16 @@ async def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 SCHEMA = {
-    "sqlite": ["SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name != 'sluice_version'"],
+    # Not the text of the tables: that tells which columns were added later.
+    "sqlite": [
+        """SELECT t.name, c.name, c.type, c."notnull", c.dflt_value, c.pk
+        FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.name != 'sluice_version'""",
+        "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
+        """SELECT t.name, i."unique", i.origin, i.partial, c.name FROM sqlite_master t,
+        pragma_index_list(t.name) i, pragma_index_info(i.name) c WHERE t.name != 'sluice_version'""",
+        """SELECT t.name, k."from", k."table", k."to", k.on_update, k.on_delete
+        FROM sqlite_master t, pragma_foreign_key_list(t.name) k""",
+    ],
     "postgresql": [
         """SELECT table_name, column_name, data_type, is_nullable, character_maximum_length, column_default
         FROM information_schema.columns WHERE table_schema = 'public' AND table_name != 'sluice_version'""",
@@ -117,13 +130,13 @@ async def test_migrations_make_what_the_code_itself_would_make_to_the_letter(emp
 
 
 async def test_a_migration_says_from_where_to_where(empty_url: str, folder: Path) -> None:
-    assert await pending(empty_url, folder) == Migration(None, ("0001",))
-    assert await migrate(empty_url, folder=folder) == Migration(None, ("0001",))
-    assert await migrate(empty_url, folder=folder) == Migration("0001", ())
-    add(folder, 2, "op.execute('CREATE TABLE pets (id INTEGER)')")
-    add(folder, 3, "op.execute('INSERT INTO pets VALUES (3)')")
-    assert await pending(empty_url, folder) == Migration("0001", ("0002", "0003"))
-    assert (await migrate(empty_url, folder=folder)).after == "0003"
+    assert await pending(empty_url, folder) == Migration(None, OURS)
+    assert await migrate(empty_url, folder=folder) == Migration(None, OURS)
+    assert await migrate(empty_url, folder=folder) == Migration(LAST, ())
+    add(folder, FOLLOWING[0], "op.execute('CREATE TABLE pets (id INTEGER)')")
+    add(folder, FOLLOWING[1], "op.execute('INSERT INTO pets VALUES (3)')")
+    assert await pending(empty_url, folder) == Migration(LAST, FOLLOWING)
+    assert (await migrate(empty_url, folder=folder)).after == FOLLOWING[1]
     assert await rows(empty_url, "SELECT id FROM pets") == [(3,)]
 
 
@@ -154,18 +167,19 @@ async def test_nothing_is_printed(empty_url: str, capfd: pytest.CaptureFixture[s
 async def test_a_migration_that_fails_half_way_leaves_nothing(empty_url: str, folder: Path) -> None:
     await migrate(empty_url, folder=folder)
     before = await schema(empty_url)
-    add(folder, 2, "op.execute('CREATE TABLE pets (id INTEGER)')", "op.execute('DROP TABLE messages')")
-    add(folder, 3, "op.execute('INSERT INTO pets VALUES (1)')", "op.execute('SELECT nonsense')")
+    first, second = FOLLOWING
+    add(folder, first, "op.execute('CREATE TABLE pets (id INTEGER)')", "op.execute('DROP TABLE messages')")
+    add(folder, second, "op.execute('INSERT INTO pets VALUES (1)')", "op.execute('SELECT nonsense')")
     with pytest.raises(SluiceError) as error:
         await migrate(empty_url, folder=folder)
-    assert "could not be migrated to 0003" in error.value.message
+    assert f"could not be migrated to {second}" in error.value.message
     assert "nonsense" in error.value.message
     assert await schema(empty_url) == before
-    assert await pending(empty_url, folder) == Migration("0001", ("0002", "0003"))
+    assert await pending(empty_url, folder) == Migration(LAST, FOLLOWING)
 
 
 async def test_a_first_start_that_fails_leaves_an_empty_database(empty_url: str, folder: Path) -> None:
-    add(folder, 2, "1 / 0")
+    add(folder, FOLLOWING[0], "1 / 0")
     with pytest.raises(SluiceError, match="ZeroDivisionError"):
         await migrate(empty_url, folder=folder)
     assert not any(await schema(empty_url))
@@ -173,7 +187,7 @@ async def test_a_first_start_that_fails_leaves_an_empty_database(empty_url: str,
 
 
 async def test_a_database_of_a_newer_version_is_left_alone(empty_url: str, folder: Path) -> None:
-    add(folder, 2, "op.execute('CREATE TABLE pets (id INTEGER)')")
+    add(folder, FOLLOWING[0], "op.execute('CREATE TABLE pets (id INTEGER)')")
     await migrate(empty_url, folder=folder)
     before = await schema(empty_url)
     for attempt in (migrate, pending):
@@ -181,7 +195,7 @@ async def test_a_database_of_a_newer_version_is_left_alone(empty_url: str, folde
             await attempt(empty_url)
         assert not isinstance(error.value, Unavailable)
         assert "newer than this program" in error.value.message
-        assert "0002" in error.value.message
+        assert FOLLOWING[0] in error.value.message
         assert "storage.url" in error.value.message
     assert await schema(empty_url) == before
 
@@ -237,7 +251,7 @@ def test_a_start_that_fails_prints_nothing_and_leaves_no_thread_that_could(
     tmp_path: Path, folder: Path, capfd: pytest.CaptureFixture[str], name: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    add(folder, 2, "1 / 0")
+    add(folder, FOLLOWING[0], "1 / 0")
     before = threading.enumerate()
     for attempt in (migrate, pending):
         with contextlib.suppress(SluiceError):
@@ -289,7 +303,7 @@ async def test_who_waits_for_another_says_so_and_not_for_ever(
             with pytest.raises(Unavailable, match="another process has kept the storage locked"):
                 await migrate(empty_url, HASTE)
     assert ["is not ready yet" in line for line in caplog.messages] == [True]
-    assert (await migrate(empty_url, HASTE)).after == "0001"
+    assert (await migrate(empty_url, HASTE)).after == LAST
 
 
 async def test_who_waits_can_be_stopped(empty_url: str) -> None:
@@ -299,7 +313,7 @@ async def test_who_waits_can_be_stopped(empty_url: str) -> None:
         migrating.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(migrating, 3)
-    assert (await migrate(empty_url, HASTE)).after == "0001"
+    assert (await migrate(empty_url, HASTE)).after == LAST
 
 
 async def test_a_migration_that_is_cancelled_leaves_the_database_as_it_was(
@@ -311,7 +325,7 @@ async def test_a_migration_that_is_cancelled_leaves_the_database_as_it_was(
     numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
     add(
         folder,
-        2,
+        FOLLOWING[0],
         "op.execute('CREATE TABLE pets (id INTEGER)')",
         f"open({str(begun)!r}, 'w').close()",
         f"op.execute({numbers!r})",
@@ -327,7 +341,7 @@ async def test_a_migration_that_is_cancelled_leaves_the_database_as_it_was(
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(migrating, 3)
     assert await schema(empty_url) == before
-    assert await pending(empty_url, folder) == Migration("0001", ("0002",))
+    assert await pending(empty_url, folder) == Migration(LAST, FOLLOWING[:1])
 
 
 async def test_a_migration_that_is_cancelled_between_two_statements_is_not_committed(
@@ -336,7 +350,7 @@ async def test_a_migration_that_is_cancelled_between_two_statements_is_not_commi
     url, begun, goes_on = f"sqlite:///{tmp_path}/sluice.db", tmp_path / "begun", tmp_path / "goes on"
     add(
         folder,
-        2,
+        FOLLOWING[0],
         "import pathlib, time",
         "op.execute('CREATE TABLE pets (id INTEGER)')",
         f"pathlib.Path({str(begun)!r}).touch()",
@@ -363,7 +377,7 @@ async def test_a_database_that_is_not_up_yet_is_waited_for(own_postgres: Any) ->
     await asyncio.sleep(0.2)
     assert not migrating.done()
     await own_postgres.start()
-    assert (await migrating).after == "0001"
+    assert (await migrating).after == LAST
 
 
 async def test_a_database_that_never_comes_up_is_told() -> None:
@@ -373,4 +387,4 @@ async def test_a_database_that_never_comes_up_is_told() -> None:
 
 async def test_eight_at_once_migrate_once(empty_url: str) -> None:
     done = await asyncio.gather(*(migrate(empty_url) for _ in range(8)))
-    assert sorted(one.before or "" for one in done) == ["", *["0001"] * 7]
+    assert sorted(one.before or "" for one in done) == ["", *[LAST] * 7]
