@@ -36,13 +36,14 @@ def run(work: Coroutine[Any, Any, None]) -> int:
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once."""
+def stop_signal(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second one calls `at_once` and ends the process."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
+            at_once()
             os._exit(1)
         stop.set()
 

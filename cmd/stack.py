@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from redis.retry import Retry
 
 from cmd import local_redis, logs
 from cmd.leash import Leash
+from cmd.process import stop_signal
 from internal.biz.errors import SluiceError
 from internal.conf.load import ConfigError, load
 from internal.conf.settings import Settings
@@ -215,40 +216,20 @@ async def run(settings: Settings, parts: Sequence[Program], data: Path) -> int:
             return SluiceError(f"cannot start everything: {error}")
         return await stack.first_end()
 
-    with _stop_signal(stack) as stop:
+    with stop_signal(stack.end_at_once) as stop:
         working = asyncio.create_task(work())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
         failed = working.done()
         if failed:
             log.error("%s; stopping", working.result().message)
+        else:
+            log.info("stopping; once more ends everything at once")
         stop.set()
         working.cancel()
         await asyncio.wait([working, stopped])
         went_well = await stack.stop()
     return 1 if failed or not went_well else 0
-
-
-@contextlib.contextmanager
-def _stop_signal(stack: Stack) -> Iterator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets. One when it is set ends everything at once."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            stack.end_at_once()
-            os._exit(1)
-        log.info("stopping; once more ends everything at once")
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
 
 
 def main(arguments: Sequence[str] | None = None, parts: Sequence[Program] = (), data: Path = DATA) -> int:
