@@ -12,10 +12,12 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from internal.data.sql.migrate import LOCK
+from internal.data.sql.migrate import LOCK, MIGRATIONS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
+OURS = sorted(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+LAST = OURS[-1]
 
 Run = Callable[..., Awaitable[tuple[int, str, str]]]
 
@@ -55,10 +57,10 @@ async def run(conf: Path, url: str, *options: str) -> tuple[int, str, str]:
 
 
 async def test_it_says_what_is_pending_migrates_and_is_up_to_date(conf: Path, url: str) -> None:
-    assert (await run(conf, url, "-check"))[:2] == (1, "is at nothing; pending: 0001\n")
-    assert (await run(conf, url))[:2] == (0, "migrated from nothing to 0001\n")
-    assert await run(conf, url) == (0, "is up to date, at 0001\n", "")
-    assert await run(conf, url, "-check") == (0, "is up to date, at 0001\n", "")
+    assert (await run(conf, url, "-check"))[:2] == (1, f"is at nothing; pending: {', '.join(OURS)}\n")
+    assert (await run(conf, url))[:2] == (0, f"migrated from nothing to {LAST}\n")
+    assert await run(conf, url) == (0, f"is up to date, at {LAST}\n", "")
+    assert await run(conf, url, "-check") == (0, f"is up to date, at {LAST}\n", "")
 
 
 @asynccontextmanager
@@ -86,7 +88,7 @@ async def test_four_processes_that_start_together_migrate_once(conf: Path, url: 
                 assert b"is not ready yet" in await process.stderr.readline()
         told = [(await process.communicate())[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(told) == [*["is up to date, at 0001\n"] * 3, "migrated from nothing to 0001\n"]
+    assert sorted(told) == [*[f"is up to date, at {LAST}\n"] * 3, f"migrated from nothing to {LAST}\n"]
 
 
 async def test_a_storage_that_cannot_be_used_is_one_sentence(conf: Path, tmp_path: Path) -> None:
