@@ -48,8 +48,10 @@ from internal.server.readiness import Readiness
 from internal.server.rest import AnyRoute, Rest, RouteGroup
 from internal.server.routes.accounts import AccountRoutes
 from internal.server.routes.chat import ChatRoutes
+from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
+from internal.server.routes.models import ModelRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
 from internal.server.streams import Streams
 from internal.server.websocket import WebSocketServer
@@ -93,7 +95,11 @@ def build(settings: conf.Settings) -> Sluice:
         required=settings.auth.required,
         allowed_origins=settings.server.allowed_origins,
     )
-    routes = list(StatusRoutes(chat, readiness).routes)
+    routes = [
+        *StatusRoutes(chat, readiness).routes,
+        *ModelRoutes(chat).routes,
+        *CompletionRoutes(chat, streams).routes,
+    ]
     if accounts is not None and database is not None:
         routes += _routes_of_storage(chat, accounts, database, streams)
     application = _application(

@@ -1,7 +1,6 @@
 """The HTTP application: routes, and what every plain request has in common."""
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -61,7 +60,6 @@ class App:
         self._instruments = instruments
         self._options = options
         self._groups = groups
-        self._started_at = int(time.time())
         # A codec has no state, so one serves every connection.
         self._responses: Codec = ResponsesCodec()
         self._text: dict[str | None, Codec] = {name: TextCodec(name) for name in (None, *chat.models)}
@@ -73,7 +71,6 @@ class App:
         app.on_response_prepare.append(guarded)
         app.router.add_get("/ws", self.text_socket, allow_head=False)
         app.router.add_get("/v1/responses", self.responses_socket, allow_head=False)
-        app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/workers", self.workers)
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
@@ -142,15 +139,6 @@ class App:
     async def _require_user(self, request: web.Request) -> None:
         if self._identity.required:
             await self._identity.identify_user(request)
-
-    async def models(self, request: web.Request) -> web.Response:
-        """`/v1/models`: the default one first. For users only, where one has to be one."""
-        await self._require_user(request)
-        models = [
-            {"id": name, "object": "model", "created": self._started_at, "owned_by": "sluice"}
-            for name in self._chat.models
-        ]
-        return json_answer({"object": "list", "data": models})
 
     async def livez(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

@@ -9,10 +9,9 @@ from aiohttp import web
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from internal.biz.ids import ID_PATTERN
 from internal.biz.version import VERSION
 from internal.server.identity import GUEST_COOKIE
-from internal.server.rest import Access, Operation
+from internal.server.rest import PATH_PATTERNS, Access, Operation
 from internal.service.api.status import Error
 
 _REF = "#/components/schemas/{model}"
@@ -40,6 +39,7 @@ _ERRORS = {
     503: "Not at the moment; try again later.",
 }
 _TAGS = {
+    "openai": "For clients of the OpenAI API.",
     "chat": "Say something.",
     "conversations": "What was said.",
     "users": "Accounts and tokens.",
@@ -146,9 +146,9 @@ def _name(operation: Operation) -> str:
 
 
 def _path_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
-    if "{id}" in operation.path:
-        schema = {"type": "string", "pattern": f"^{ID_PATTERN}$"}
-        yield {"name": "id", "in": "path", "required": True, "schema": schema}
+    for name in re.findall(r"{(\w+)}", operation.path):
+        schema = {"type": "string", "pattern": f"^{PATH_PATTERNS[name]}$"}
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _query_parameters(operation: Operation) -> Iterator[dict[str, Any]]:
@@ -207,7 +207,7 @@ def _statuses(operation: Operation) -> list[int]:
         found.add(403)
     elif operation.access is not Access.ANYONE:
         found |= {401, 403}
-    if "{id}" in operation.path:
+    if "{" in operation.path:
         found.add(404)
     return sorted(found)
 

@@ -4,13 +4,14 @@ A Route says what a request is made of, who may send it, and what comes back. Fr
 checked before its handler runs, and /openapi.json is written.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from internal.biz.errors import Forbidden, InvalidRequest
 from internal.biz.ids import ID_PATTERN
@@ -25,7 +26,9 @@ from internal.service.validation import complaint, load_object, require_no_nul
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 B = TypeVar("B", bound=Body)
 Q = TypeVar("Q", bound=Query)
-M = TypeVar("M", bound=BaseModel)
+
+PATH_PATTERNS: Mapping[str, str] = {"id": ID_PATTERN, "model": ".+"}
+"""What may stand in a path in the place of each name. A model's may hold slashes and colons."""
 
 
 class Access(Enum):
@@ -94,11 +97,12 @@ Answered = Answer | WithHeaders | web.StreamResponse | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What the API can do. `path` may hold `{id}`. Without an `answer` there is none (204).
+    """What the API can do. `path` may hold names of PATH_PATTERNS, in braces.
 
-    `also`: further media types of the answer, described. `unready`: what comes with a 503 in the place of an
-    error. `errors`: statuses that this operation has beside those that follow from the rest. `spends`: it
-    takes one request from the caller's budgets, since it stores something; what asks a model does so anyway.
+    Without an `answer` there is none (204). `also`: further media types of the answer, described. `unready`:
+    what comes with a 503 in the place of an error. `errors`: statuses that this operation has beside those
+    that follow from the rest. `spends`: it takes one request from the caller's budgets, since it stores
+    something; what asks a model does so anyway.
     """
 
     method: str
@@ -153,7 +157,7 @@ class Rest:
 
     def register(self, app: web.Application) -> None:
         for route in self.routes:
-            path = route.path.replace("{id}", f"{{id:{ID_PATTERN}}}")
+            path = re.sub(r"{(\w+)}", lambda name: f"{{{name[1]}:{PATH_PATTERNS[name[1]]}}}", route.path)
             if route.method == "GET":
                 app.router.add_get(path, self._bound(route))
             else:
@@ -186,16 +190,19 @@ class Rest:
             raise login_required()
         return caller
 
-    async def _body(self, request: web.Request, model: type[M]) -> M:
+    async def _body(self, request: web.Request, model: type[B]) -> B:
         data = await _read(request, self._max_body_bytes)
         if data:
             _require_json(request)
-            fields = load_object(data)
+            fields = load_object(data, model.max_values)
         elif any(field.is_required() for field in model.model_fields.values()):
             raise InvalidRequest("this needs a body, a JSON object", code="invalid_json")
         else:
             fields = {}
-        return _checked(model, fields)
+        try:
+            return model.model_validate(fields)
+        except ValidationError as error:
+            raise model.refusal(error) from error
 
 
 def login_required() -> Forbidden:
@@ -225,7 +232,7 @@ def _require_json(request: web.Request) -> None:
         raise UnsupportedMediaType("send the body as Content-Type: application/json, in UTF-8")
 
 
-def _query(request: web.Request, model: type[M] | None) -> M | None:
+def _query(request: web.Request, model: type[Q] | None) -> Q | None:
     if model is None:
         return None
     fields: dict[str, object] = {}
@@ -234,10 +241,6 @@ def _query(request: web.Request, model: type[M] | None) -> M | None:
             raise InvalidRequest(f"{name[:100]} is given twice", code="invalid_value", param=name[:100])
         fields[name] = value
     require_no_nul(fields)
-    return _checked(model, fields)
-
-
-def _checked(model: type[M], fields: Mapping[str, object]) -> M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -39,12 +39,20 @@ class Encoder(Protocol):
 
 
 async def send(
-    request: web.Request, streams: Streams, reading: Reading, encoder: Encoder, headers: Mapping[str, str]
+    request: web.Request,
+    streams: Streams,
+    reading: Reading,
+    encoder: Encoder,
+    headers: Mapping[str, str],
+    early: Sequence[Event] = (),
 ) -> web.StreamResponse:
-    """Send what is read, to its end. Raises ConnectionError when the client has left."""
+    """Send what is read, to its end, behind what was read `early`. Raises ConnectionError when the client has
+    left."""
     response = web.StreamResponse(headers={**_HEADERS, **headers})
     await response.prepare(request)
     try:
+        if early and (data := encoder.encode(early)):
+            await streams.write(request, response, data)
         await _copy(request, response, streams, reading, encoder)
     except SluiceError as error:
         await streams.write(request, response, encoder.encode_error(error))

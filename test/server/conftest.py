@@ -27,7 +27,19 @@ from internal.biz.errors import (
 from internal.biz.events import ReasoningDelta, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.limits import Budget
-from internal.biz.models import Caller, Conversation, Message, Request, Response, Role, Status, StoredMessage
+from internal.biz.models import (
+    Caller,
+    Conversation,
+    Feature,
+    Message,
+    Request,
+    Response,
+    Role,
+    Status,
+    StoredMessage,
+    ToolCall,
+    Usage,
+)
 from internal.biz.turnstile import Turnstile
 from internal.data.memory_queue import MemoryQueue, QueueLimits
 from internal.metrics.instruments import Instruments
@@ -40,8 +52,10 @@ from internal.server.readiness import Readiness
 from internal.server.rest import Rest
 from internal.server.routes.accounts import AccountRoutes
 from internal.server.routes.chat import ChatRoutes
+from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
+from internal.server.routes.models import ModelRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
 from internal.server.streams import Streams
 from internal.server.websocket import WebSocketServer
@@ -221,6 +235,9 @@ class FakeStorage:
             raise Conflict("an answer in this conversation has not ended yet", code="conversation_locked")
 
     async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
+        if request.settings.conversation_id is None:
+            self.requests.append(request)
+            return
         if not begins:
             await self.check(request, owner)
         conversation_id = request.settings.conversation_id or ""
@@ -294,10 +311,19 @@ class Run:
             self._transcript.add(kind(word))
         await self._append()
 
+    async def call(self, *calls: ToolCall) -> None:
+        self._transcript.start()
+        for call in calls:
+            self._transcript.add(call)
+        await self._append()
+
     async def finish(
-        self, reason: FinishReason = FinishReason.STOP, error: SluiceError | None = None
+        self,
+        reason: FinishReason = FinishReason.STOP,
+        error: SluiceError | None = None,
+        usage: Usage | None = None,
     ) -> None:
-        response = self._transcript.finish(Finished(reason, error=error))
+        response = self._transcript.finish(Finished(reason, usage or Usage(), error))
         await self._storage.finish([response])
         await self._append()
 
@@ -355,16 +381,17 @@ class Api:
         timeout_s: float = PATIENCE_S,
         max_body_bytes: int = MAX_BODY_BYTES,
         max_per_site: int = 0,
+        models: tuple[str, ...] = ("m", "other"),
     ) -> None:
+        """The first of `models` is the engine's, and can do everything."""
         self.accounts = FakeAccounts()
         self.accounts.guests = not required
         self.storage = FakeStorage()
         self.limiter = NoLimits()
         self.queue = MemoryQueue(QueueLimits(), self.storage.finish)
         self.engine = Engine(self.queue, self.storage)
-        self.chat = Chat(
-            self.queue, self.storage, self.limiter, self.storage.finish, ChatRules(("m", "other"))
-        )
+        rules = ChatRules(models, features={models[0]: frozenset(Feature)})
+        self.chat = Chat(self.queue, self.storage, self.limiter, self.storage.finish, rules)
         self.readiness = Readiness([])
         turnstile = Turnstile(max_per_site=max_per_site)
         self.streams = Streams(self.chat, turnstile, cancel_on_disconnect=True, write_timeout_s=1.0)
@@ -375,6 +402,8 @@ class Api:
             ChatRoutes(self.chat, self.accounts, self.streams),
             ConfigRoutes(self.chat, self.accounts),
             StatusRoutes(self.chat, self.readiness),
+            ModelRoutes(self.chat),
+            CompletionRoutes(self.chat, self.streams),
         )
         routes = [route for group in groups for route in group.routes]
         self.rest = Rest(routes, self.identity, self.limiter, max_body_bytes)

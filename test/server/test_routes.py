@@ -39,6 +39,9 @@ GOOD: dict[str, Any] = {
     "GET /api/config": None,
     "POST /api/config": {"model": "other"},
     "GET /api/health": None,
+    "GET /v1/models": None,
+    "GET /v1/models/{model}": None,
+    "POST /v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
 }
 """A body that is fine, for each route. None: it has none."""
 
@@ -67,7 +70,7 @@ class World:
 
     def path(self, route: AnyRoute) -> str:
         own = self.key_id if "/keys/" in route.path else self.conversation_id
-        return route.path.replace("{id}", own)
+        return route.path.replace("{id}", own).replace("{model}", "m")
 
     def body(self, route: AnyRoute) -> Any:
         text = json.dumps(GOOD[name(route)]).replace("REFRESH", self.refresh_token)
@@ -101,7 +104,7 @@ async def test_every_route_is_described_and_nothing_else(world: World) -> None:
         for path, methods in world.api.openapi.document["paths"].items()
         for method in methods
     }
-    beside = {f"GET {path}" for path in ("/v1/models", "/v1/workers", "/livez", "/readyz", "/metrics")}
+    beside = {f"GET {path}" for path in ("/v1/workers", "/livez", "/readyz", "/metrics")}
     assert described == {*GOOD, *beside}
 
 
@@ -283,7 +286,8 @@ async def test_each_field_has_a_type_and_may_be_missing_only_if_it_is_optional(w
         for field, info in route.body.model_fields.items():
             wrong = {**(world.body(route) or {}), field: [["wrong"]]}
             reply = await world.api.call(route.method, world.path(route), wrong, world.token)
-            assert (reply.status, (await reply.json())["error"]["param"]) == (400, field)
+            param = (await reply.json())["error"]["param"]
+            assert (reply.status, param.partition("[")[0]) == (400, field)
             if info.is_required():
                 less = {key: value for key, value in world.body(route).items() if key != field}
                 reply = await world.api.call(route.method, world.path(route), less, world.token)

@@ -1,7 +1,5 @@
 """POST /chat: one message, and its answer, whole or as it is made."""
 
-import asyncio
-import contextlib
 from typing import Protocol
 
 from aiohttp import web
@@ -10,10 +8,9 @@ from internal.biz.accounts import Preferences
 from internal.biz.chat import Ask, Chat
 from internal.biz.errors import NotFound
 from internal.biz.ids import new_id
-from internal.biz.limits import Budget
 from internal.biz.models import Caller, Message, Role, Sampling, Settings, Status, Truncation
-from internal.biz.subscription import Reading, Subscription
-from internal.server import deadline
+from internal.biz.subscription import Reading
+from internal.server.asking import asking
 from internal.server.rest import Access, AnyRoute, Call, Route, WithHeaders
 from internal.server.sse import send
 from internal.server.streams import Streams
@@ -77,35 +74,24 @@ class ChatRoutes:
     async def _exchange(
         self, request: web.Request, caller: Caller, body: ChatMessage, *, stream: bool
     ) -> WithHeaders | web.StreamResponse:
-        with self._streams.running(caller.address):
-            session_id = body.session_id or new_id("conv")
-            begun = None if body.session_id else session_id
-            ask = await self._ask(caller, body, session_id)
-            response_id = new_id("resp")
-            try:
-                headers = budget_headers(await self._submit(caller, ask, response_id))
-                deadline.lift(request)
-                subscription = Subscription()
-                cursor = await self._chat.follow(caller, response_id, -1, subscription)
-                async with contextlib.aclosing(subscription.read(cursor)) as reading:
-                    if stream:
-                        headers["X-Session-Id"] = session_id
-                        return await send(request, self._streams, reading, ChatStream(begun), headers)
-                    return WithHeaders(await self._wait(request, reading, session_id, body.message), headers)
-            except ConnectionError:
-                self._streams.abandon(response_id)
-                return web.Response()  # which nobody gets
-            except asyncio.CancelledError:
-                self._streams.abandon(response_id)
-                raise
-
-    async def _submit(self, caller: Caller, ask: Ask, response_id: str) -> Budget | None:
+        session_id = body.session_id or new_id("conv")
+        begun = None if body.session_id else session_id
+        ask = await self._ask(caller, body, session_id)
         try:
-            return await self._chat.submit(caller, ask, response_id)
+            async with asking(request, self._chat, self._streams, caller, ask, new_id("resp")) as (
+                reading,
+                budget,
+            ):
+                headers = budget_headers(budget)
+                if stream:
+                    headers["X-Session-Id"] = session_id
+                    return await send(request, self._streams, reading, ChatStream(begun), headers)
+                return WithHeaders(await self._wait(request, reading, session_id, body.message), headers)
         except NotFound as error:
             if error.code != "conversation_not_found":
                 raise
             raise NotFound(error.message, code=error.code, param="session_id") from error
+        return web.Response()  # which nobody gets
 
     async def _ask(self, caller: Caller, body: ChatMessage, session_id: str) -> Ask:
         """What was left out is as the user has set it; but for a model that this server has no more."""

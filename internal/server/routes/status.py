@@ -8,18 +8,9 @@ from internal.server.answers import NOT_STORED, json_answer
 from internal.server.readiness import Readiness, overview
 from internal.server.rest import Access, AnyRoute, Call, Operation, Route
 from internal.service.api.base import Body, Query
-from internal.service.api.status import Health, ModelList, Ready, WorkerList
+from internal.service.api.status import Health, Ready, WorkerList
 
 BESIDE: tuple[Operation, ...] = (
-    Operation(
-        method="GET",
-        path="/v1/models",
-        summary="The models of this server",
-        description="As the OpenAI API has it.",
-        tag="server",
-        access=Access.CALLER,
-        answer=ModelList,
-    ),
     Operation(
         method="GET",
         path="/v1/workers",

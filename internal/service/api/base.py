@@ -2,17 +2,27 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from internal.biz.errors import InvalidRequest
 from internal.biz.ids import ID_PATTERN
+from internal.service.validation import MAX_VALUES, complaint
 
 
 class Body(BaseModel):
     """What a client sends as JSON: exact types, and nothing that nobody reads."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    max_values: ClassVar[int] = MAX_VALUES
+    """How many values it may hold, in all its depth."""
+
+    @classmethod
+    def refusal(cls, error: ValidationError) -> InvalidRequest:
+        """What is told who sent something else."""
+        return complaint(error)
 
 
 class Query(BaseModel):

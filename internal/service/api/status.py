@@ -1,4 +1,4 @@
-"""Bodies that say how the server is: its models, workers and health; and the body of every error."""
+"""Bodies that say how the server is: its workers and health; and the body of every error."""
 
 from typing import Annotated, Literal
 
@@ -36,22 +36,6 @@ class Ready(Answer):
 
 class Health(Ready):
     version: str
-
-
-class Model(Answer):
-    """`created`: Unix seconds."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelList(Answer):
-    """The default one first."""
-
-    object: Literal["list"]
-    data: list[Model]
 
 
 class WorkerEntry(Answer):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -40,6 +41,7 @@ MAX_KEYS = 64
 """Bounds of what is looked at of one request."""
 MAX_TOOLS = 128
 MAX_STOPS = 16
+MAX_DEPTH = 100
 SEED = 2**63
 
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -51,6 +53,24 @@ Metadata = Annotated[
     Field(max_length=16),
 ]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+def _shallow(schema: dict[str, Any]) -> dict[str, Any]:
+    level: list[object] = [schema]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError(f"this is nested deeper than {MAX_DEPTH} levels")
+    return schema
+
+
+JsonSchema = Annotated[dict[str, Any], AfterValidator(_shallow)]
+"""Nested less deeply than can be written again."""
 
 
 class Lenient(BaseModel):
@@ -154,7 +174,7 @@ class _Function(Body):
     type: Literal["function"]
     name: ToolName
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonSchema | None = None
     strict: bool | None = None
 
 
@@ -175,7 +195,7 @@ class _JsonSchemaFormat(Body):
     type: Literal["json_schema"]
     name: ToolName
     # `schema` is a method of BaseModel.
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[JsonSchema, Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
 
@@ -200,11 +220,9 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Stop = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1, max_length=256)]],
-    BeforeValidator(_one_or_many),
-    Field(max_length=MAX_STOPS),
-]
+_StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+_Stops = Annotated[list[_StopText], Field(max_length=MAX_STOPS)]
+Stop = Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_StopText | _Stops)]
 
 
 class SamplingParameters(Body):
