@@ -31,9 +31,9 @@ async def test_the_openai_client_lists_the_models(server: "Server") -> None:
         assert [model.id for model in models] == ["echo", "single"]
         assert {model.object for model in models} == {"model"}
         assert all(model.created > 1_700_000_000 for model in models)
-        # Not there yet; told in the API's own way.
+        assert await client.models.retrieve("single") == models[1]
         with pytest.raises(NotFoundError) as missing:
-            await client.models.retrieve("echo")
+            await client.models.retrieve("none")
         assert isinstance(missing.value.body, dict)
         assert missing.value.body["type"] == "invalid_request_error"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -94,6 +95,35 @@ async def test_the_openai_package_gets_it_too(server: "Server") -> None:
         assert response.output_text == text
         assert response.usage.input_tokens > 10
         assert response.usage.output_tokens > 3
+
+
+async def test_chat_completions_get_it_whole_and_streamed(server: "Server") -> None:
+    messages: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": MY_DOG},
+        {"role": "assistant", "content": "That is nice!"},
+        {"role": "user", "content": ITS_NAME},
+    ]
+    async with AsyncOpenAI(base_url=server.http("/v1"), api_key="unused") as client:
+        whole = await client.chat.completions.create(model="smollm2", messages=messages, max_tokens=20)
+        stream = await client.chat.completions.create(
+            model="smollm2",
+            messages=messages,
+            max_completion_tokens=20,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+    text = whole.choices[0].message.content or ""
+    assert "Rex" in text
+    *said, last = chunks
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in said) == text
+    assert said[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert len(said) > 4
+    assert last.usage is not None
+    assert whole.usage is not None
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    cached = last.usage.prompt_tokens_details and last.usage.prompt_tokens_details.cached_tokens
+    assert cached  # the same dialogue was read a moment ago
 
 
 async def test_a_second_turn_remembers_and_reuses_the_first(
