@@ -16,7 +16,7 @@ from internal.service.api.status import Error
 
 _REF = "#/components/schemas/{model}"
 _ABOUT = """\
-Chat with the models of this server.
+Chat with the models of this server. A client of the OpenAI API finds it under `/v1`.
 
 Who sends no token is a guest, where the server allows guests, and gets a cookie to be known by. Times are
 RFC 3339 in UTC. Errors are `{"error": {"message", "type", "param", "code"}}`. Where requests or tokens are

@@ -27,7 +27,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 B = TypeVar("B", bound=Body)
 Q = TypeVar("Q", bound=Query)
 
-PATH_PATTERNS: Mapping[str, str] = {"id": ID_PATTERN, "model": ".+"}
+PATH_PATTERNS: Mapping[str, str] = {"id": ID_PATTERN, "item_id": ID_PATTERN, "model": ".+"}
 """What may stand in a path in the place of each name. A model's may hold slashes and colons."""
 
 

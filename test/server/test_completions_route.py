@@ -333,7 +333,7 @@ async def test_who_waits_long_for_the_first_word_is_kept_awake(
     monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.1)
     monkeypatch.setattr(completions, "KEEP_ALIVE_S", 0.1)
     monkeypatch.setattr("internal.server.streams.LOOK_S", 0.02)
-    async with api.client.post(CHAT, json=STREAM) as response:
+    async with asyncio.timeout(5), api.client.post(CHAT, json=STREAM) as response:
         assert response.headers["X-Response-Id"].startswith("resp_")
         assert b'"role":"assistant"' in await response.content.readline()
         await response.content.readline()
