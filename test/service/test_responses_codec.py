@@ -261,6 +261,16 @@ def test_what_is_not_supported_is_refused_by_name(field: str, value: object, par
 TOOL = {"type": "function", "name": "add", "description": "Adds.", "parameters": {"type": "object"}}
 
 
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"not": schema}
+    return schema
+
+
+SUM = {"type": "json_schema", "name": "sum"}
+
+
 def test_tools_and_formats_are_understood() -> None:
     settings = create(
         tools=[TOOL, {"type": "function", "name": "sub", "parameters": None, "strict": False}],
@@ -318,6 +328,8 @@ def test_calls_and_their_results_are_messages() -> None:
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [{**TOOL, "name": "a b"}]}, "tools[0].name"),
         ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [{**TOOL, "parameters": nested(101)}]}, "tools[0].parameters"),
+        ({"text": {"format": {**SUM, "schema": nested(500)}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"stop": [""]}, "stop[0]"),
