@@ -32,11 +32,10 @@ CHAT = "/v1/chat/completions"
 
 @asynccontextmanager
 async def client_of(api: "Api", key: str = "unused") -> AsyncIterator[AsyncOpenAI]:
-    # In a thread: it reads the system's certificates first.
-    made = await asyncio.to_thread(
-        AsyncOpenAI, base_url=str(api.client.make_url("/v1")), api_key=key, max_retries=0
-    )
-    async with made as client:
+    url = str(api.client.make_url("/v1"))
+    # To read the system's certificates takes long.
+    http = openai.DefaultAsyncHttpxClient(verify=False)
+    async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http) as client:
         yield client
 
 
