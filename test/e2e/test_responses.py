@@ -102,7 +102,11 @@ async def test_the_openai_package_gets_errors_and_goes_on(server: "Server") -> N
         AsyncOpenAI(base_url=server.http("/v1"), api_key="unused") as client,
         client.responses.connect() as connection,
     ):
-        await connection.response.create(model="echo", input="hello", tools=[])
+        await connection.response.create(
+            model="echo",
+            input="hello",
+            tools=[{"type": "function", "name": "add", "parameters": {}, "strict": False}],
+        )
         error: Any = await connection.recv()
         assert error.type == "error"
         assert error.status == 400
