@@ -3,6 +3,8 @@
     SluiceError
     ├── InvalidRequest            the client's words are off; the same request fails again
     │   ├── UnsupportedParameter  a parameter that exists, but not here (yet)
+    │   ├── FileTooLarge          more bytes than a file may have
+    │   ├── UnsupportedFile       a file of a kind that is not taken
     │   └── ContextLengthExceeded the prompt does not fit the model
     ├── Unauthenticated           nobody we know says this, or no longer
     ├── Forbidden                 we know who says it, and they may not
@@ -40,6 +42,14 @@ class InvalidRequest(SluiceError):
 
 class UnsupportedParameter(InvalidRequest):
     default_code = "unsupported_parameter"
+
+
+class FileTooLarge(InvalidRequest):
+    default_code = "file_too_large"
+
+
+class UnsupportedFile(InvalidRequest):
+    default_code = "unsupported_file"
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -133,6 +143,11 @@ def conversation_full() -> InvalidRequest:
         code="conversation_full",
         param="conversation",
     )
+
+
+def unknown_file(file_id: str) -> NotFound:
+    """As `unknown_response`."""
+    return NotFound(f"there is no file {file_id!r}", code="file_not_found", param="file_id")
 
 
 def nothing_to_continue(response_id: str) -> NotFound:

@@ -1,5 +1,6 @@
-"""What users and conversations may be called, and what passwords may be. Pure functions over text."""
+"""What users, conversations and files may be called, and what passwords may be. Pure functions over text."""
 
+import re
 import unicodedata
 
 from internal.biz.errors import InvalidRequest
@@ -10,6 +11,8 @@ MAX_EMAIL_CHARS = 254
 MIN_PASSWORD_CHARS, MAX_PASSWORD_CHARS = 8, 1024
 """The upper bound keeps what is hashed small: at most 4 KiB, or 18 times as much where the normal form of a
 character is longer than itself."""
+
+MAX_FILE_NAME_CHARS = 255
 
 # Printable to Python, and yet nothing to be seen: fillers, joiners, variation selectors.
 # Source: DerivedCoreProperties.txt of Unicode, Default_Ignorable_Code_Point; and the blank Braille pattern.
@@ -91,6 +94,17 @@ def as_hashed(text: str) -> str | None:
     if len(text) > MAX_PASSWORD_CHARS or any("\ud800" <= char <= "\udfff" for char in text):
         return None
     return unicodedata.normalize("NFKC", text)
+
+
+def file_name(text: str) -> str:
+    """What a file is called that came as `text`: no path, one line, nothing invisible, and what stands behind
+    its last dot is kept where it is too long."""
+    name = visible_line(re.split(r"[/\\]", text[-16 * MAX_FILE_NAME_CHARS :])[-1])
+    stem, dot, extension = name.rpartition(".")
+    if len(name) > MAX_FILE_NAME_CHARS and stem and len(extension) < MAX_FILE_NAME_CHARS // 2:
+        name = stem[: MAX_FILE_NAME_CHARS - len(extension) - 1].rstrip() + dot + extension
+    name = name[:MAX_FILE_NAME_CHARS]
+    return name if name.strip(". ") else "file"
 
 
 def visible_line(text: str) -> str:

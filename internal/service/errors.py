@@ -3,6 +3,7 @@
 from internal.biz.close import CloseCode
 from internal.biz.errors import (
     Conflict,
+    FileTooLarge,
     Forbidden,
     InvalidRequest,
     NotFound,
@@ -10,6 +11,7 @@ from internal.biz.errors import (
     TooManyRequests,
     Unauthenticated,
     Unavailable,
+    UnsupportedFile,
 )
 
 
@@ -29,6 +31,8 @@ class UnsupportedMediaType(InvalidRequest):
 _TABLE: tuple[tuple[type[SluiceError], int, str, CloseCode], ...] = (
     (TooLarge, 413, "invalid_request_error", CloseCode.FORBIDDEN),
     (UnsupportedMediaType, 415, "invalid_request_error", CloseCode.FORBIDDEN),
+    (FileTooLarge, 413, "invalid_request_error", CloseCode.FORBIDDEN),
+    (UnsupportedFile, 415, "invalid_request_error", CloseCode.FORBIDDEN),
     (InvalidRequest, 400, "invalid_request_error", CloseCode.FORBIDDEN),
     (Unauthenticated, 401, "authentication_error", CloseCode.UNAUTHENTICATED),
     (Forbidden, 403, "permission_error", CloseCode.FORBIDDEN),

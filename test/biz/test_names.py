@@ -12,6 +12,7 @@ from internal.biz.names import (
     checked_email,
     checked_password,
     checked_username,
+    file_name,
     username_key,
     visible_line,
 )
@@ -138,3 +139,32 @@ def test_a_visible_line_stays_as_it_is(text: str) -> None:
     line = visible_line(text)
     assert visible_line(line) == line
     assert line == " ".join(line.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("report.txt", "report.txt"),
+        ("  two  words.md ", "two words.md"),
+        ("grüße 🙂.txt", "grüße 🙂.txt"),
+        ("/etc/passwd", "passwd"),
+        ("../../secret.txt", "secret.txt"),
+        ("C:\\Users\\ada\\notes.txt", "notes.txt"),
+        ("a\r\nSet-Cookie: x.txt", "a Set-Cookie: x.txt"),
+        ("exe\u202etxt.tab", "exetxt.tab"),
+        ("nul\0\x1b.txt", "nul.txt"),
+        ("half \ud83d.txt", "half .txt"),
+        ("", "file"),
+        (".", "file"),
+        ("..", "file"),
+        ("dir/", "file"),
+        ("\u200b", "file"),
+        (".gitignore", ".gitignore"),
+        ("x" * 300 + ".txt", "x" * 251 + ".txt"),
+        ("x" * 300, "x" * 255),
+        ("x." + "y" * 300, "x." + "y" * 253),
+        ("/" + "x" * 1_000_000, "x" * 255),
+    ],
+)
+def test_what_a_file_is_called(text: str, name: str) -> None:
+    assert file_name(text) == name

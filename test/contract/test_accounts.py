@@ -1,7 +1,7 @@
 """What users are promised when they live in a database: names of their own, logins that end, nothing left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 
 from internal.biz.accounts import REUSE_GRACE_S, AccountRules, Accounts
 from internal.biz.errors import Conflict, NotFound, SluiceError, Unauthenticated
+from internal.biz.files import File, Quota
 from internal.biz.limits import NoLimits
 from internal.biz.models import Message, Request, Response, Role, Settings, Status
 from internal.biz.preferences import Preferences
@@ -23,10 +24,12 @@ from internal.data.credentials.tokens import JwtSigner
 from internal.data.sql import accounts as sql_accounts
 from internal.data.sql.accounts import SqlAccounts
 from internal.data.sql.database import Database
+from internal.data.sql.files import SqlFiles
 from internal.data.sql.history import SqlHistory
 from internal.data.sql.tables import (
     api_keys,
     conversations,
+    files,
     messages,
     metadata,
     refresh_tokens,
@@ -49,6 +52,7 @@ class Site:
 
     def __init__(self, databases: Sequence[Database]) -> None:
         self.now = NOW
+        self.removed: list[str] = []
         self.database = databases[0]
         self.store = SqlAccounts(databases[0])
         self.here, self.there = map(self._accounts, databases)
@@ -59,7 +63,7 @@ class Site:
             return self.now
 
         return Accounts(
-            SqlAccounts(database),
+            SqlAccounts(database, self),
             Argon2Hasher(CHEAP),
             JwtSigner(SECRET, clock),
             SecretCipher(SECRET),
@@ -67,6 +71,10 @@ class Site:
             AccountRules(),
             clock,
         )
+
+    async def remove(self, ids: Collection[str]) -> None:
+        """As the folder of files does."""
+        self.removed += ids
 
     async def add(self, name: str) -> User:
         return await self.here.register(name, f"{name}@example.org", PASSWORD)
@@ -80,6 +88,10 @@ class Site:
         settings = Settings(conversation_id=f"conv_{name}")
         request = Request(f"resp_{name}", "m", owner, NOW, turn, settings)
         await SqlHistory(self.database).begin(request, None, begins=True, wants_title=False)
+
+    async def upload(self, owner: str, name: str) -> None:
+        file = File(f"file_{name}", owner, f"{name}.txt", "text/plain", "user_data", 10, NOW)
+        await SqlFiles(self.database).add(file, Quota())
 
     async def owners(self, table: Any) -> set[str]:
         return {row.user_id for row in await self.database.read(select(table.c.user_id))}
@@ -399,13 +411,15 @@ async def test_what_a_guest_had_is_the_users(site: Site, way: str) -> None:
     _, guest = site.here.guest()
     await site.converse(guest.user, "mine")
     await site.converse("guest_other", "theirs")
+    await site.upload(guest.user, "mine")
+    await site.upload("guest_other", "theirs")
     await site.here.set_preferences(guest.user, Preferences("m", 5, "https://x", "key"))
     if way == "register":
         user = await site.here.register("ada", "a@b", PASSWORD, guest=guest.user)
     else:
         user = await site.add("ada")
         await site.here.login("ada", PASSWORD, guest=guest.user)
-    for table in (conversations, responses):
+    for table in (conversations, responses, files):
         assert await site.owners(table) == {user.id, "guest_other"}
     kept = Preferences("m", 5) if way == "register" else Preferences()
     assert await site.here.preferences(user.id) == kept
@@ -442,6 +456,7 @@ async def test_who_leaves_leaves_nothing_behind_and_others_keep_all(site: Site) 
     ada, bob = await site.add("ada"), await site.add("bob")
     for user in (ada, bob):
         await site.converse(user.id, user.username)
+        await site.upload(user.id, user.username)
         await site.here.create_key(user.id, "ci")
         await site.here.login(user.username, PASSWORD)
         await site.here.set_preferences(user.id, Preferences(model="m"))
@@ -452,7 +467,8 @@ async def test_who_leaves_leaves_nothing_behind_and_others_keep_all(site: Site) 
     assert list(await site.here.delete(ada.id, PASSWORD)) == ["resp_ada"]
     after = {table.name: await site.count(table) for table in metadata.sorted_tables}
     assert {name: 2 * count for name, count in after.items()} == before
-    for table in (conversations, responses, user_settings, api_keys, refresh_tokens):
+    assert site.removed == ["file_ada"]
+    for table in (conversations, responses, files, user_settings, api_keys, refresh_tokens):
         assert await site.owners(table) == {bob.id}
     with pytest.raises(NotFound):
         await site.there.get(ada.id)
@@ -475,9 +491,11 @@ async def test_who_leaves_while_they_do_other_things_leaves_nothing_behind(site:
         [
             *(site.here.set_preferences(ada.id, Preferences(model="m")) for _ in range(4)),
             *(site.there.create_key(ada.id, "ci") for _ in range(4)),
+            site.upload(ada.id, "early"),
             site.here.delete(ada.id, PASSWORD),
             *(site.there.refresh(tokens.refresh) for _ in range(4)),
             *(site.here.login("ada", PASSWORD) for _ in range(4)),
+            site.upload(ada.id, "late"),
             *(site.there.create_key(ada.id, "ci") for _ in range(4)),
         ]
     )

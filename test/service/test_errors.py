@@ -6,6 +6,7 @@ from internal.biz.close import CloseCode
 from internal.biz.errors import (
     Conflict,
     ContextLengthExceeded,
+    FileTooLarge,
     GenerationFailed,
     InvalidRequest,
     NotFound,
@@ -14,6 +15,7 @@ from internal.biz.errors import (
     SluiceError,
     TooManyRequests,
     Unavailable,
+    UnsupportedFile,
     UnsupportedParameter,
 )
 from internal.service.errors import close_code, error_body, http_status
@@ -27,6 +29,8 @@ LIMITED = RateLimited("x", limit=1, remaining=0, reset_s=60.0, retry_after_s=60.
         (InvalidRequest("x"), 400, "invalid_request_error"),
         (UnsupportedParameter("x"), 400, "invalid_request_error"),
         (ContextLengthExceeded("x"), 400, "invalid_request_error"),
+        (FileTooLarge("x"), 413, "invalid_request_error"),
+        (UnsupportedFile("x"), 415, "invalid_request_error"),
         (NotFound("x"), 404, "invalid_request_error"),
         (Conflict("x"), 409, "invalid_request_error"),
         (TooManyRequests("x"), 429, "rate_limit_error"),

@@ -4,8 +4,8 @@ Whatever begins, continues or ends a login holds the user's row while it does: o
 the same moment, one sees what the other has done.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Connection, Row
@@ -21,6 +21,7 @@ from internal.data.sql.erasure import delete_user_data
 from internal.data.sql.tables import (
     api_keys,
     conversations,
+    files,
     refresh_tokens,
     responses,
     user_settings,
@@ -34,11 +35,20 @@ does not fill the table."""
 _GUEST = "guest_"
 
 
+class RemovesFiles(Protocol):
+    """The part of the folder of files that is needed here."""
+
+    async def remove(self, ids: Collection[str]) -> None:
+        """Remove the bytes of these. Never raises."""
+
+
 class SqlAccounts:
     """One per process."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, files: RemovesFiles | None = None) -> None:
+        """`files` has the bytes of what users have uploaded; without, they are left to who tidies there."""
         self._database = database
+        self._files = files
 
     # ── users ────────────────────────────────────────────────────────────────────────────────────
 
@@ -126,15 +136,18 @@ class SqlAccounts:
             responses.c.status.in_((Status.QUEUED, Status.IN_PROGRESS)),
         )
 
-        def erase(connection: Connection) -> Sequence[str]:
+        def erase(connection: Connection) -> tuple[Sequence[str], Sequence[str]]:
             if _hold(connection, user_id) is None:
                 raise NotFound("there is no such user")
             ids = connection.scalars(running).all()
-            delete_user_data(connection, user_id)
+            uploaded = delete_user_data(connection, user_id)
             connection.execute(delete(users).where(users.c.id == user_id))
-            return ids
+            return ids, uploaded
 
-        return await self._database.transact(erase)
+        ids, uploaded = await self._database.transact(erase)
+        if uploaded and self._files is not None:
+            await self._files.remove(uploaded)
+        return ids
 
     # ── logins ───────────────────────────────────────────────────────────────────────────────────
 
@@ -268,7 +281,7 @@ def _end_all_logins(connection: Connection, user_id: str, now: float) -> None:
 
 
 def _hand_over(connection: Connection, guest: str, user_id: str) -> None:
-    for table in (conversations, responses):
+    for table in (conversations, responses, files):
         connection.execute(update(table).where(table.c.user_id == guest).values(user_id=user_id))
 
 
