@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from internal.biz.attachments import Attachments
 from internal.biz.errors import (
     Conflict,
     InvalidRequest,
@@ -86,8 +87,10 @@ class Chat:
         rules: ChatRules,
         callers: Callers | None = None,
         titles: Titling | None = None,
+        attachments: Attachments | None = None,
     ) -> None:
-        """`settle` stores how responses ended. Without `callers` all are guests."""
+        """`settle` stores how responses ended. Without `callers` all are guests; without `attachments` there
+        are no files to refer to."""
         self._queue = queue
         self._history = history
         self._limiter = limiter
@@ -95,6 +98,7 @@ class Chat:
         self._rules = rules
         self._callers = callers
         self._titles = titles
+        self._attachments = attachments or Attachments()
         self.models = rules.models
 
     async def is_still_valid(self, caller: Caller) -> bool:
@@ -117,7 +121,7 @@ class Chat:
     def _require_features(self, model: str, ask: Ask) -> None:
         """Raises UnsupportedParameter for what the model's engine cannot do."""
         wanted = ask.settings.features
-        if any(it.text is None for message in ask.turn for it in message.attachments):
+        if any(it.is_image for message in ask.turn for it in message.attachments):
             wanted |= {Feature.IMAGES}
         for feature in sorted(wanted - self._rules.features.get(model, frozenset())):
             raise UnsupportedParameter(f"the model {model!r} cannot do this: {feature}", param=feature)
@@ -139,6 +143,8 @@ class Chat:
         budget = await self._limiter.admit(caller, response_id)
         is_known = False
         try:
+            if any(message.attachments for message in ask.turn):
+                request = await self._attached(caller, ask, request)
             if settings.store:
                 await self._history.begin(request, owner, begins=ask.begins, wants_title=wants_title)
             elif request.continues and not ask.begins:
@@ -157,6 +163,12 @@ class Chat:
                 await self._limiter.settle([Response.of(request, Status.CANCELLED)])
             raise
         return budget
+
+    async def _attached(self, caller: Caller, ask: Ask, request: Request) -> Request:
+        """The request with its files as they are stored and sent. Raises as `submit`."""
+        turn = await self._attachments.resolve(caller, ask.turn, store=ask.settings.store)
+        self._require_features(request.model, replace(ask, turn=turn))
+        return replace(request, messages=turn)
 
     async def submit_again(self, earlier: Request, response_id: str) -> None:
         """Publish what `earlier` asked under a new id, and store it as a turn of its own.

@@ -25,13 +25,19 @@ class ToolCall:
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file that belongs to a message: `text` is what stands in it. An image has none: it is looked up by
-    its id, or is `url`, a `data:` URL."""
+    its id, or is `url`, a `data:` URL. Nobody has looked yet what it is where `media_type` is empty, or says
+    no more than that it has to be an image."""
 
     name: str
     media_type: str
     file_id: str | None = None
     text: str | None = None
     url: str | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an engine needs eyes for it."""
+        return self.text is None and self.media_type.startswith("image/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from internal.biz.generation import (
     Prefilled,
     Transcript,
 )
+from internal.biz.images import Images
 from internal.biz.inbox import StepInbox
 from internal.biz.models import Message, Response, ToolCall
 from internal.biz.ports import Generator, History, Meter, Progress, WorkQueue
@@ -68,14 +69,16 @@ class Worker:
         history: History,
         settle: Callable[[Sequence[Response]], Awaitable[None]],
         meter: Meter,
+        images: Images | None = None,
     ) -> None:
-        """`settle` stores how responses ended."""
+        """`settle` stores how responses ended. `images`: for engines that look at them."""
         self.model = model
         self._generator = generator
         self._queue = queue
         self._history = history
         self._settle = settle
         self._meter = meter
+        self._images = images
         self._runs: dict[Delivery, _Run] = {}
         """All deliveries that have not been settled."""
         self._generating = 0
@@ -203,6 +206,8 @@ class Worker:
                 return False
         for run, messages in zip(runs, before, strict=True):
             run.recall(messages)
+            if self._images is not None:
+                run.messages = await self._images.loaded(run.messages)
         return True
 
     def _stopped(self, run: _Run) -> None:

@@ -88,7 +88,7 @@ class MemoryHistory:
                 self._threads.popitem(last=False)
         size = _TURN_BYTES
         for message in request.messages:
-            size += message.chars
+            size += message.chars + sum(len(it.url or "") for it in message.attachments)
         self._turns[request.response_id] = _Turn(request, previous_id, size)
         self._grow(size)
 

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from internal.biz.errors import ContextLengthExceeded, InvalidRequest
 from internal.biz.generation import MAX_CHARS_PER_TOKEN
 from internal.biz.models import Message, Role, Truncation
+from internal.generator.attachments import text_with_files
 
 # Unicode noncharacters: they have no meaning in any text (Unicode §23.7), and are taken out of ours.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -50,7 +51,7 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message]) -> list[Piece]:
         """The prompt up to where the assistant speaks."""
         marked: list[dict[str, str]] = [
-            {"role": message.role.value, "content": _mark(message.content)} for message in messages
+            {"role": message.role.value, "content": _mark(text_with_files(message))} for message in messages
         ]
         try:
             text = self._template.render(messages=marked, add_generation_prompt=True, **self._variables)
@@ -138,7 +139,7 @@ def _fit_newest(
     `starts`."""
     if not starts:
         return tokenize(messages)
-    chars = list(itertools.accumulate((len(message.content) for message in messages), initial=0))
+    chars = list(itertools.accumulate((message.chars for message in messages), initial=0))
     before = [chars[start] for start in starts]
     hopeless = chars[-1] - limit * MAX_CHARS_PER_TOKEN
     first = min(bisect_left(before, hopeless), len(starts) - 1)

@@ -245,7 +245,7 @@ def test_a_bad_value_is_refused_by_name(field: str, value: object, param: str) -
         ("input", [{"type": "item_reference", "id": "msg_1"}], "input[0].type"),
         (
             "input",
-            [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}],
+            [{"role": "user", "content": [{"type": "input_audio", "data": "x"}]}],
             "input[0].content[0].type",
         ),
     ],

@@ -5,7 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     StringConstraints,
     Tag,
     ValidationError,
+    model_validator,
 )
 
 from internal.biz.chat import Ask
@@ -33,10 +34,10 @@ from internal.biz.models import (
     Truncation,
 )
 from internal.service.api.base import Body
+from internal.service.codec.parts import TAG, Parts, Texts, attachments_of, text_of
 from internal.service.validation import complaint
 
 MAX_ITEMS = 4096
-MAX_PARTS = 256
 MAX_KEYS = 64
 """Bounds of what is looked at of one request."""
 MAX_TOOLS = 128
@@ -82,15 +83,16 @@ class Lenient(BaseModel):
 # ── input ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _TextPart(Lenient):
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-
-
 class _MessageItem(Lenient):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[_TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+    content: str | Parts
+
+    @model_validator(mode="after")
+    def _is_theirs(self) -> Self:
+        if self.role != "user" and attachments_of(self.content):
+            raise ValueError("only messages of the user may have files")
+        return self
 
 
 class _ReasoningItem(Lenient):
@@ -107,7 +109,7 @@ class _CallItem(Lenient):
 class _CallOutputItem(Lenient):
     type: Literal["function_call_output"]
     call_id: _Id
-    output: str | Annotated[list[_TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+    output: str | Texts
 
 
 _ITEM_TAGS = frozenset(("reasoning", "function_call", "function_call_output"))
@@ -142,8 +144,9 @@ def messages(items: str | Items) -> tuple[Message, ...]:
     found: list[Message] = []
     for item in items:
         match item:
-            case _MessageItem(role=role):
-                found.append(Message(_ROLES.get(role) or Role(role), _text(item.content)))
+            case _MessageItem(role=role, content=content):
+                files = attachments_of(content)
+                found.append(Message(_ROLES.get(role) or Role(role), text_of(content), attachments=files))
             case _CallItem():
                 said = (
                     found.pop() if found and found[-1].role is Role.ASSISTANT else Message(Role.ASSISTANT, "")
@@ -151,12 +154,8 @@ def messages(items: str | Items) -> tuple[Message, ...]:
                 call = ToolCall(item.call_id, item.name, item.arguments)
                 found.append(Message(Role.ASSISTANT, said.content, (*said.calls, call)))
             case _CallOutputItem():
-                found.append(Message(Role.TOOL, _text(item.output), call_id=item.call_id))
+                found.append(Message(Role.TOOL, text_of(item.output), call_id=item.call_id))
     return tuple(found)
-
-
-def _text(content: str | Sequence[_TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────
@@ -350,6 +349,6 @@ def is_union_branch(part: int | str, is_last: bool) -> bool:
         return False
     return (
         part in _BRANCHES
-        or part.startswith(("list[", "literal[", "function-"))
+        or part.startswith(("list[", "literal[", "function-", TAG))
         or (is_last and part == "str")
     )
