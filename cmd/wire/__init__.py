@@ -11,8 +11,11 @@ from cmd.wire import options
 from cmd.wire.backend import Backend, RedisSeat, backend, metered, settling
 from cmd.wire.parts import Crew, Desk, Service, Sluice, Storage, UserDesk
 from internal.biz.accounts import Accounts
+from internal.biz.attachments import Attachments
 from internal.biz.chat import Chat
 from internal.biz.conversations import Conversations
+from internal.biz.file_keeper import FileKeeper
+from internal.biz.files import Files
 from internal.biz.flusher import Flusher
 from internal.biz.guests import Guests
 from internal.biz.heartbeat import Heartbeat
@@ -36,6 +39,7 @@ from internal.data.redis.work_queue import RedisWorkQueue
 from internal.data.sql.accounts import SqlAccounts
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
+from internal.data.sql.files import SqlFiles
 from internal.data.sql.retention import Retention
 from internal.data.sql.titles import SqlTitles
 from internal.metrics.instruments import Instruments
@@ -51,6 +55,7 @@ from internal.server.routes.chat import ChatRoutes
 from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
+from internal.server.routes.files import FileRoutes
 from internal.server.routes.models import ModelRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
 from internal.server.streams import Streams
@@ -76,17 +81,21 @@ def build(settings: conf.Settings) -> Sluice:
     secret = signing_secret(settings.auth.jwt_secret.get_secret_value(), Path(settings.auth.secret_file))
     signer = JwtSigner(secret)
     services, rules = list[Service](back.services), options.chat_rules(settings)
-    accounts = titles = recovery = None
+    accounts = titles = recovery = files = None
     if (database := storage.database) is not None:
-        accounts = _accounts(settings.auth, database, signer, SecretCipher(secret), back)
+        folder, store = options.file_folder(settings), SqlFiles(database)
+        files = Files(store, folder, options.file_rules(settings.files))
+        accounts = _accounts(settings.auth, SqlAccounts(database, folder), signer, SecretCipher(secret), back)
         how_often = options.recovery(settings.queue)
         recovery = Recovery(storage.history, back.queue, back.settle, instruments, *how_often)
         services += [recovery, Retention(database, options.keeping(settings.storage))]
+        services.append(FileKeeper(store, folder, settings.files.keep))
         if rules.titling:
             titles = Titles(SqlTitles(database), back.queue, rules.titling)
             services.append(titles)
     end = recovery.end if recovery is not None else back.settle
-    chat = Chat(back.queue, storage.history, back.limiter, end, rules, accounts, titles)
+    attachments = Attachments(files, settings.files.max_text_chars)
+    chat = Chat(back.queue, storage.history, back.limiter, end, rules, accounts, titles, attachments)
     sessions, streams = _sessions(settings.session, chat, instruments)
     readiness = Readiness([worker.model for worker in back.workers])
     identity = Identity(
@@ -102,6 +111,8 @@ def build(settings: conf.Settings) -> Sluice:
     ]
     if accounts is not None and database is not None:
         routes += _routes_of_storage(chat, accounts, database, streams)
+    if files is not None:
+        routes += FileRoutes(files, streams, settings.session.write_timeout).routes
     application = _application(
         settings, chat, sessions, identity, back.limiter, readiness, instruments, routes
     )
@@ -111,10 +122,10 @@ def build(settings: conf.Settings) -> Sluice:
 
 
 def _accounts(
-    auth: conf.Auth, database: Database, signer: JwtSigner, cipher: SecretCipher, back: Backend
+    auth: conf.Auth, store: SqlAccounts, signer: JwtSigner, cipher: SecretCipher, back: Backend
 ) -> Accounts:
     rules = options.account_rules(auth)
-    return Accounts(SqlAccounts(database), Argon2Hasher(), signer, cipher, back.limiter, rules)
+    return Accounts(store, Argon2Hasher(), signer, cipher, back.limiter, rules)
 
 
 def _sessions(session: conf.Session, chat: Chat, instruments: Instruments) -> tuple[SessionManager, Streams]:
@@ -186,7 +197,15 @@ def build_crew(settings: conf.Settings, models: Sequence[conf.Model]) -> Crew:
         instruments,
     )
     workers = [
-        Worker(model.name, options.generator(model), queue, storage.history, settle, instruments)
+        Worker(
+            model.name,
+            options.generator(model),
+            queue,
+            storage.history,
+            settle,
+            instruments,
+            options.images(model, settings),
+        )
         for model in models
     ]
     return Crew(seat.name, instruments, seat.link, storage, queue, workers)

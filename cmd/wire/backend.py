@@ -55,7 +55,15 @@ def _in_memory(settings: conf.Settings, history: History, instruments: Instrumen
     settle = settling(history, limiter)
     queue = MemoryQueue(options.queue_limits(settings.queue), metered(settle, instruments))
     workers = [
-        Worker(model.name, options.generator(model), queue, history, settle, instruments)
+        Worker(
+            model.name,
+            options.generator(model),
+            queue,
+            history,
+            settle,
+            instruments,
+            options.images(model, settings),
+        )
         for model in settings.models
     ]
     return Backend(queue, limiter, settle, [queue], workers)

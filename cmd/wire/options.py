@@ -1,14 +1,20 @@
 """The settings, in the words of those that they are for."""
 
 import time
+from pathlib import Path
+
+from sqlalchemy import make_url
 
 from internal.biz.accounts import AccountRules
 from internal.biz.chat import ChatRules
+from internal.biz.files import FileRules, Quota
+from internal.biz.images import Images
 from internal.biz.limits import Limits
 from internal.biz.models import Feature
 from internal.biz.ports import Generator
 from internal.biz.session_manager import ManagerLimits
 from internal.conf import settings as conf
+from internal.data.file_folder import FileFolder
 from internal.data.memory_queue import QueueLimits
 from internal.data.redis.queue import RedisQueueOptions
 from internal.data.sql.retention import Keeping
@@ -55,6 +61,24 @@ def recovery(queue: conf.Queue) -> tuple[float, float, float]:
 
 def keeping(storage: conf.Storage) -> Keeping:
     return Keeping(storage.keep_conversations, storage.keep_responses, storage.keep_guests)
+
+
+def file_rules(files: conf.Files) -> FileRules:
+    quota = Quota(files.max_per_user, files.max_bytes_per_user)
+    return FileRules(files.max_bytes, quota, tuple(files.types), files.keep)
+
+
+def file_folder(settings: conf.Settings) -> FileFolder:
+    files, url = settings.files, make_url(settings.storage.url.get_secret_value() or "memory://")
+    # Not who connects, and with which password: only what is there.
+    database = str(Path(url.database or "").absolute()) if url.host is None else url.database
+    storage = f"{url.get_backend_name()} {url.host} {url.port} {database}"
+    return FileFolder(Path(files.folder), files.min_free_bytes, storage)
+
+
+def images(model: conf.Model, settings: conf.Settings) -> Images | None:
+    """For a model whose engine looks at them."""
+    return Images(file_folder(settings)) if Feature.IMAGES in _features(model) else None
 
 
 def limits(limits: conf.Limits) -> Limits:

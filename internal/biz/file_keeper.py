@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 
 from internal.biz.errors import Unavailable
 from internal.biz.files import FileStore, Folder
@@ -21,11 +22,14 @@ servers, and of the disk they share, differ by less."""
 class FileKeeper:
     """Any number of processes may run one: what is gone already harms none."""
 
-    def __init__(self, store: FileStore, folder: Folder, keep_s: float) -> None:
+    def __init__(
+        self, store: FileStore, folder: Folder, keep_s: float, *, now: Callable[[], float] = time.time
+    ) -> None:
         """A file stays for `keep_s` (0: for ever)."""
         self._store = store
         self._folder = folder
         self._keep_s = keep_s
+        self._now = now
 
     async def run(self) -> None:
         """Delete at once, and now and then, until cancelled."""
@@ -44,6 +48,9 @@ class FileKeeper:
         await self._folder.tidy(STALE_S)
         if self._keep_s:
             await self._forget()
+        if not await self._folder.is_ours():
+            log.warning("the folder of files is that of another storage: what is unknown here stays")
+            return
         async for ids in self._folder.stored(STALE_S):
             unknown = set(ids) - set(await self._store.known(ids))
             if unknown:
@@ -51,5 +58,5 @@ class FileKeeper:
                 await self._folder.remove(unknown)
 
     async def _forget(self) -> None:
-        while ids := await self._store.forget(time.time() - self._keep_s, AT_ONCE):
+        while ids := await self._store.forget(self._now() - self._keep_s, AT_ONCE):
             await self._folder.remove(ids)

@@ -120,6 +120,9 @@ class Folder(Protocol):
     async def remove(self, ids: Collection[str]) -> None:
         """Never raises: what could not be removed is found again as one that nobody knows."""
 
+    async def is_ours(self) -> bool:
+        """Whether the files here are those of our storage, and of no other that has the same folder."""
+
     async def tidy(self, older_than_s: float) -> None:
         """Remove what was begun so long ago and never finished: its process is no more."""
 

@@ -210,6 +210,31 @@ class Storage(_Section):
     titles: bool = True
 
 
+FileType = Literal["text/plain", "image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"]
+
+
+class Files(_Section):
+    """What clients upload, where there is a storage. All servers and workers share the `folder`. A file has
+    at most `max_bytes`, those of a user together `max_bytes_per_user`, and the text files of one turn
+    `max_text_chars`; none is taken while the disk has less than `min_free_bytes`. It stays for `keep` (0: for
+    ever). `types`: the media types that are taken, as the bytes tell them."""
+
+    folder: Annotated[str, Field(min_length=1)] = "data/files"
+    max_bytes: Positive = 20 << 20
+    max_bytes_per_user: Count = 1 << 30
+    max_per_user: Count = 1000
+    max_text_chars: Positive = 1 << 19
+    min_free_bytes: Count = 1 << 30
+    types: Annotated[list[FileType], Field(min_length=1)] = [
+        "text/plain",
+        "image/png",
+        "image/jpeg",
+        "image/gif",
+        "image/webp",
+    ]
+    keep: Duration = 30 * 86400.0
+
+
 class EchoOptions(_Section):
     chunks: Positive = 5
     interval: Duration = 0.4
@@ -355,6 +380,7 @@ class Settings(_Section):
     session: Session = Session()
     queue: Queue = Queue()
     storage: Storage = Storage()
+    files: Files = Files()
     models: Annotated[list[Model], Field(min_length=1)] = [
         LlamaCppModel(name="smollm2", generator="llamacpp"),
         EchoModel(name="echo", generator="echo"),

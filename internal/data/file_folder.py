@@ -2,6 +2,7 @@
 
     {folder}/incoming/{random}    what is being written
     {folder}/{xy}/{id}            what is complete; xy are the last two characters of the id
+    {folder}/storage              which storage knows of the files
 
 A file is written under another name, made to last, and then renamed: whatever has an id is complete.
 """
@@ -41,9 +42,11 @@ T = TypeVar("T")
 class FileFolder:
     """Implements Folder. One per process. The folder is made when it is first needed, for nobody but us."""
 
-    def __init__(self, path: Path, min_free_bytes: int = 0) -> None:
-        """Nothing is taken in while the disk has less than `min_free_bytes` free: others write there too."""
+    def __init__(self, path: Path, min_free_bytes: int = 0, storage: str = "") -> None:
+        """Nothing is taken in while the disk has less than `min_free_bytes` free: others write there too.
+        `storage` names the storage that knows of the files."""
         self._path = path
+        self._storage = storage
         self._min_free_bytes = min_free_bytes
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="files")
 
@@ -76,6 +79,19 @@ class FileFolder:
                     log.warning("a file cannot be removed: %s", error)
 
         await self.run(remove)
+
+    async def is_ours(self) -> bool:
+        def look() -> bool:
+            if not self._path.is_dir():
+                return True
+            mark = self._path / "storage"
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(mark, _FLAGS, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(self._storage)
+            return mark.read_text() == self._storage
+
+        return await self.run(look)
 
     async def tidy(self, older_than_s: float) -> None:
         def tidy() -> None:

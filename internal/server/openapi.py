@@ -33,7 +33,8 @@ _ERRORS = {
     404: "There is no such thing, or it is not yours.",
     409: "Not now, or not any more: it exists already, or an answer is still running.",
     413: "The body is too large.",
-    415: "The body is not `application/json`.",
+    415: "The body is not of the type that is asked for.",
+    416: "There is no such range.",
     429: "Too many requests; `Retry-After` says when to come back.",
     500: "The server or the model failed.",
     503: "Not at the moment; try again later.",
@@ -42,6 +43,7 @@ _TAGS = {
     "openai": "For clients of the OpenAI API.",
     "chat": "Say something.",
     "conversations": "What was said.",
+    "files": "What is attached to messages. Text goes into the prompt, images to models that take them.",
     "users": "Accounts and tokens.",
     "keys": "API keys, for programs.",
     "settings": "What a user has set for all that they ask.",
@@ -115,8 +117,9 @@ def _schemas(operations: Iterable[Operation]) -> tuple[Mapping[_Key, Any], dict[
         for model in (operation.answer, operation.unready):
             if model is not None:
                 keys[model, "serialization"] = None
-        if operation.body is not None:
-            keys[operation.body, "validation"] = None
+        for sent in (operation.body, operation.form):
+            if sent is not None:
+                keys[sent, "validation"] = None
     refs, definitions = models_json_schema([*keys], ref_template=_REF)
     return {(model, mode): refs[model, mode] for model, mode in keys}, definitions["$defs"]
 
@@ -137,6 +140,9 @@ def _operation(operation: Operation, refs: Mapping[_Key, Any], *, auth_required:
             "required": any(field.is_required() for field in operation.body.model_fields.values()),
             "content": {"application/json": {"schema": refs[operation.body, "validation"]}},
         }
+    if operation.form is not None:
+        schema = {"schema": refs[operation.form, "validation"]}
+        described["requestBody"] = {"required": True, "content": {"multipart/form-data": schema}}
     return described
 
 
@@ -201,7 +207,7 @@ def _statuses(operation: Operation) -> list[int]:
     found = {429, 500, 503, *operation.errors}
     if operation.query is not None:
         found.add(400)
-    if operation.body is not None:
+    if operation.body is not None or operation.form is not None:
         found |= {400, 413, 415}
     if operation.access is Access.VISITOR:
         found.add(403)

@@ -97,7 +97,8 @@ Answered = Answer | WithHeaders | web.StreamResponse | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What the API can do. `path` may hold names of PATH_PATTERNS, in braces.
+    """What the API can do. `path` may hold names of PATH_PATTERNS, in braces. A `form` comes as
+    multipart/form-data, and is read by its handler.
 
     Without an `answer` there is none (204). `also`: further media types of the answer, described. `unready`:
     what comes with a 503 in the place of an error. `errors`: statuses that this operation has beside those
@@ -111,6 +112,7 @@ class Operation:
     tag: str
     access: Access = Access.ANYONE
     body: type[Body] | None = None
+    form: type[Body] | None = None
     query: type[Query] | None = None
     answer: type[Answer] | None = None
     status: int = 200
@@ -199,10 +201,15 @@ class Rest:
             raise InvalidRequest("this needs a body, a JSON object", code="invalid_json")
         else:
             fields = {}
-        try:
-            return model.model_validate(fields)
-        except ValidationError as error:
-            raise model.refusal(error) from error
+        return checked(model, fields)
+
+
+def checked(model: type[B], fields: Mapping[str, object]) -> B:
+    """Raises InvalidRequest."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise model.refusal(error) from error
 
 
 def login_required() -> Forbidden:

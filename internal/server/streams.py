@@ -1,5 +1,5 @@
-"""Plain HTTP requests that wait for a model: how they notice that their client has left or does not read, and
-how they end with the server."""
+"""Plain HTTP requests that wait for a model, or carry a file: how they notice that their client has left or
+does not read, and how they end with the server."""
 
 import asyncio
 import contextlib
@@ -63,7 +63,7 @@ class Streams:
 
     @contextlib.contextmanager
     def running(self, address: str) -> Iterator[None]:
-        """Around a request from `address` that waits for a model: it counts as a connection. Raises
+        """Around a request from `address` that takes its time: it counts as a connection. Raises
         TooManyRequests, and Unavailable also when the server is about to end."""
         if self.draining:
             raise _restarting()
@@ -77,13 +77,17 @@ class Streams:
             if not self._running:
                 self._idle.set()
 
+    def require_open(self) -> None:
+        """Raises Unavailable when the server ends."""
+        if self.closing:
+            raise _restarting()
+
     async def news(self, request: web.Request, reading: Reading) -> list[Event] | None:
         """What comes next: nothing, for a while; None: that was all.
 
         Raises ClientLeft, and Unavailable when the server ends.
         """
-        if self.closing:
-            raise _restarting()
+        self.require_open()
         if has_left(request):
             raise ClientLeft
         try:

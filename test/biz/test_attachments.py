@@ -76,6 +76,9 @@ class Shelf:
     async def remove(self, ids: Collection[str]) -> None:
         raise NotImplementedError
 
+    async def is_ours(self) -> bool:
+        raise NotImplementedError
+
     async def tidy(self, older_than_s: float) -> None:
         raise NotImplementedError
 

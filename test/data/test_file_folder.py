@@ -161,3 +161,12 @@ async def test_the_last_room_is_for_others(path: Path, watched_loop: None) -> No
         await store(FileFolder(path, min_free_bytes=1 << 60), "file_1ab", b"x")
     assert refusal.value.code == "insufficient_storage"
     assert not files_in(path)
+
+
+async def test_a_folder_is_one_storages(path: Path, watched_loop: None) -> None:
+    ours, theirs = FileFolder(path, storage="sqlite a.db"), FileFolder(path, storage="sqlite b.db")
+    assert await theirs.is_ours()  # there is nothing yet
+    await store(ours, "file_1ab", b"x")
+    assert await ours.is_ours()
+    assert not await theirs.is_ours()
+    assert await FileFolder(path, storage="sqlite a.db").is_ours()

@@ -13,6 +13,7 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from internal.biz.accounts import ApiKey, Preferences, Tokens, User
+from internal.biz.attachments import Attachments
 from internal.biz.chat import Chat, ChatRules
 from internal.biz.conversations import Conversations, Page, first_words
 from internal.biz.errors import (
@@ -25,6 +26,7 @@ from internal.biz.errors import (
     unknown_conversation,
 )
 from internal.biz.events import ReasoningDelta, TextDelta
+from internal.biz.files import Files
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.limits import Budget
 from internal.biz.models import (
@@ -55,6 +57,7 @@ from internal.server.routes.chat import ChatRoutes
 from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
+from internal.server.routes.files import FileRoutes
 from internal.server.routes.models import ModelRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
 from internal.server.streams import Streams
@@ -62,6 +65,7 @@ from internal.server.websocket import WebSocketServer
 
 PATIENCE_S = 5.0
 MAX_BODY_BYTES = 10_000
+SILENCE_S = 0.2
 
 
 class FakeAccounts:
@@ -382,6 +386,7 @@ class Api:
         max_body_bytes: int = MAX_BODY_BYTES,
         max_per_site: int = 0,
         models: tuple[str, ...] = ("m", "other"),
+        files: Files | None = None,
     ) -> None:
         """The first of `models` is the engine's, and can do everything."""
         self.accounts = FakeAccounts()
@@ -392,6 +397,14 @@ class Api:
         self.engine = Engine(self.queue, self.storage)
         rules = ChatRules(models, features={models[0]: frozenset(Feature)})
         self.chat = Chat(self.queue, self.storage, self.limiter, self.storage.finish, rules)
+        self.chat = Chat(
+            self.queue,
+            self.storage,
+            self.limiter,
+            self.storage.finish,
+            ChatRules(("m", "other")),
+            attachments=Attachments(files),
+        )
         self.readiness = Readiness([])
         turnstile = Turnstile(max_per_site=max_per_site)
         self.streams = Streams(self.chat, turnstile, cancel_on_disconnect=True, write_timeout_s=1.0)
@@ -406,6 +419,8 @@ class Api:
             CompletionRoutes(self.chat, self.streams),
         )
         routes = [route for group in groups for route in group.routes]
+        if files is not None:
+            routes += FileRoutes(files, self.streams, SILENCE_S).routes
         self.rest = Rest(routes, self.identity, self.limiter, max_body_bytes)
         self.openapi = OpenApi([*routes, *BESIDE], auth_required=required)
         app = App(

@@ -13,9 +13,9 @@ from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest, UnsupportedParameter
 from internal.biz.models import Message, OutputFormat, Role, Settings, Tool, ToolCall, Tooling
 from internal.service.api.base import Body
+from internal.service.codec.parts import MAX_PARTS, TAG, ChatParts, attachments_of, text_of
 from internal.service.codec.responses_request import (
     MAX_ITEMS,
-    MAX_PARTS,
     MAX_TOOLS,
     JsonSchema,
     Lenient,
@@ -62,7 +62,7 @@ class SystemMessage(Lenient):
 
 class UserMessage(Lenient):
     role: Literal["user"]
-    content: str | _Parts
+    content: str | ChatParts
 
 
 class AssistantCallFunction(Lenient):
@@ -105,7 +105,7 @@ def _message(message: _Message) -> Message:
         case SystemMessage(content=content):
             return Message(Role.SYSTEM, _text(content))
         case UserMessage(content=content):
-            return Message(Role.USER, _text(content))
+            return Message(Role.USER, text_of(content), attachments=attachments_of(content))
         case ToolMessage(content=content, tool_call_id=call_id):
             return Message(Role.TOOL, _text(content), call_id=call_id)
         case AssistantMessage(content=content, tool_calls=calls):
@@ -287,6 +287,6 @@ def _is_union_branch(part: int | str, is_last: bool) -> bool:
         return False
     return (
         part in _BRANCHES
-        or part.startswith(("list[", "literal[", "function-"))
+        or part.startswith(("list[", "literal[", "function-", TAG))
         or (is_last and part in ("str", "none"))
     )
