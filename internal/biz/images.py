@@ -2,10 +2,10 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Protocol
 
 from internal.biz.attachments import data_url
 from internal.biz.errors import SluiceError
-from internal.biz.files import Folder
 from internal.biz.models import Attachment, Message
 
 MAX_BYTES = 32 << 20
@@ -13,10 +13,17 @@ MAX_BYTES = 32 << 20
 GONE = "(This image is not available any more.)"
 
 
-class Images:
-    """One per process."""
+class ReadsFiles(Protocol):
+    """The part of the folder of files that is needed here."""
 
-    def __init__(self, folder: Folder) -> None:
+    async def read(self, file_id: str) -> bytes:
+        """Raises NotFound and Unavailable."""
+
+
+class Images:
+    """One per worker."""
+
+    def __init__(self, folder: ReadsFiles) -> None:
         self._folder = folder
 
     async def loaded(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -368,6 +368,7 @@ class StoredMessage:
     created_at: float
     model: str
     status: Status
+    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

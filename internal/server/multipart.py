@@ -5,12 +5,19 @@ https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipar
 """
 
 import re
+import warnings
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import unquote
 
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    MultipartReader,
+    web,
+)
 from aiohttp.http_exceptions import BadHttpMessage
 
 from internal.biz.errors import InvalidRequest
@@ -19,6 +26,11 @@ from internal.service.errors import TooLarge, UnsupportedMediaType
 MAX_FIELDS = 32
 MAX_FIELD_BYTES = 64 << 10
 CHUNK_BYTES = 128 << 10
+
+# aiohttp warns of headers that it does not understand, each time in other words: clients could fill the log
+# with them, and the memory in which Python keeps what was said already.
+warnings.filterwarnings("ignore", category=BadContentDispositionHeader)
+warnings.filterwarnings("ignore", category=BadContentDispositionParam)
 
 _PARAMETER = re.compile(r';\s*([a-z0-9_.*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', re.IGNORECASE)
 
@@ -86,7 +98,6 @@ def _malformed() -> InvalidRequest:
 
 
 def _field(part: BodyPartReader) -> Field:
-    # aiohttp would warn of what it does not understand, which anybody may send at any rate.
     parameters: dict[str, str] = {}
     for match in _PARAMETER.finditer(part.headers.get("Content-Disposition", "")):
         value = match[3] if match[2] is None else re.sub(r"\\(.)", r"\1", match[2])

@@ -293,3 +293,44 @@ async def test_a_request_that_is_given_up_before_it_is_stored_gives_its_place_ba
     await asyncio.wait([asking])
     assert asking.cancelled()
     assert budgets.places == []
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def with_file(**fields: str) -> Ask:
+    attachment = Attachment(fields.pop("name", ""), fields.pop("media_type", ""), **fields)
+    return Ask((Message(Role.USER, "what is it?", attachments=(attachment,)),))
+
+
+async def test_the_text_of_a_file_goes_along_and_is_remembered(server: "Server") -> None:
+    await server.chat.submit(ADA, with_file(name="a.txt", url="data:;base64,aGVsbG8="), "resp_1")
+    run = await server.claim()
+    (message,) = run.delivery.request.messages
+    assert message.content == "what is it?"
+    assert message.attachments == (Attachment("a.txt", "text/plain", text="hello"),)
+    await run.finish()
+    following = Request("", "m", "", 0.0, (), after("resp_1"))
+    assert await server.history.before([following], 0) == [(message,)]
+
+
+async def test_a_model_without_eyes_is_shown_no_image(server_type: "type[Server]") -> None:
+    png = "data:;base64,iVBORw0KGgo="
+    server = server_type(rules=ChatRules(("m", "eyes"), features={"eyes": frozenset({Feature.IMAGES})}))
+    for ask in (with_file(url=png, media_type="image/*"), with_file(url=png, name="a.txt")):
+        with pytest.raises(UnsupportedParameter) as refusal:
+            await server.chat.submit(ADA, ask, new_id("resp"))
+        assert "'m'" in refusal.value.message
+        assert refusal.value.param == "images"
+        assert await server.waiting() == 0
+        await server.chat.submit(ADA, replace(ask, model="eyes"), new_id("resp"))
+        (message,) = (await server.claim("eyes")).delivery.request.messages
+        assert message.attachments[0].url == "data:image/png;base64,iVBORw0KGgo="
+
+
+async def test_who_attaches_what_is_not_theirs_is_told_and_takes_no_place(server: "Server") -> None:
+    budgets = Budgets()
+    with pytest.raises(NotFound) as refusal:
+        await limited(server, budgets).submit(ADA, with_file(file_id="file_of_bob"), "resp_1")
+    assert refusal.value.code == "file_not_found"
+    assert (budgets.places, await server.waiting()) == ([], 0)

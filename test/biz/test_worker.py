@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,8 @@ from internal.biz import worker as worker_module
 from internal.biz.errors import GenerationFailed, InvalidRequest, Unavailable
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseInProgress, TextDelta
 from internal.biz.generation import Chunk, Delivery, Finished, FinishReason, Job, Output, Prefilled
-from internal.biz.models import Message, Request, Response, Role, Settings, Status, Usage
+from internal.biz.images import Images
+from internal.biz.models import Attachment, Message, Request, Response, Role, Settings, Status, Usage
 from internal.biz.ports import Append, Capabilities, Progress, Sink
 from internal.biz.worker import Worker
 from internal.data.memory_queue import MemoryQueue, QueueLimits
@@ -188,10 +190,10 @@ class Shop:
         self._task: asyncio.Task[None] | None = None
         self._readings: list[asyncio.Task[list[Event]]] = []
 
-    def open(self, *, slots: int = 4, queue: MemoryQueue | None = None) -> None:
+    def open(self, *, slots: int = 4, queue: MemoryQueue | None = None, images: Images | None = None) -> None:
         self.engine.capabilities = Capabilities(0, slots)
         self.worker = Worker(
-            "m", self.engine, queue or self.queue, self.history, self.history.finish, self.meter
+            "m", self.engine, queue or self.queue, self.history, self.history.finish, self.meter, images
         )
         self._task = asyncio.create_task(self.worker.run(self.progress.append))
 
@@ -887,3 +889,27 @@ async def test_a_dialogue_that_cannot_be_read_fails_its_requests_and_no_others(s
     answer = await shop.ask()
     shop.engine.say(await shop.engine.job(0), "a", STOP)
     assert await answer.text() == "a"
+
+
+class Album:
+    """Has one image. Implements ReadsFiles."""
+
+    async def read(self, file_id: str) -> bytes:
+        assert file_id == "file_1"
+        return b"png"
+
+
+async def test_an_engine_with_eyes_gets_what_messages_refer_to(shop: Shop) -> None:
+    shop.open(images=Images(Album()))
+    image = Attachment("a.png", "image/png", "file_1")
+    request = replace(
+        shop.make_request(settings=Settings(previous_response_id="resp_0")),
+        messages=(Message(Role.USER, "and this?", attachments=(image,)),),
+    )
+    shop.history.said[request.response_id] = (Message(Role.USER, "what is it?", attachments=(image,)),)
+    await shop.queue.publish(request)
+    job = await shop.engine.job(0)
+    assert [it.url for message in job.messages for it in message.attachments] == [
+        "data:image/png;base64,cG5n"
+    ] * 2
+    shop.engine.say(job, STOP)

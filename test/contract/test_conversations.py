@@ -15,9 +15,10 @@ from sqlalchemy.sql.base import Executable
 from internal.biz.conversations import ConversationStore
 from internal.biz.errors import InvalidRequest, NotFound
 from internal.biz.ids import new_id
-from internal.biz.models import Conversation, Role, Status
+from internal.biz.models import Attachment, Conversation, Message, Request, Role, Settings, Status
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
+from internal.data.sql.history import SqlHistory
 from internal.data.sql.tables import conversations, messages, responses
 from internal.data.sql.titles import SqlTitles
 
@@ -114,6 +115,24 @@ async def test_what_was_created_is_found_as_it_was(store: ConversationStore) -> 
     one = Conversation(new_id("conv"), ADA, "Über Äpfel 🍏", True, 1234.000001, 1735689600.123456, 0)
     await store.create(one)
     assert await store.get(one.id, ADA) == one
+
+
+async def test_files_are_listed_with_their_message_also_where_nothing_was_said(
+    store: ConversationStore, database: Database
+) -> None:
+    file = Attachment("a.txt", "text/plain", "file_1", text="hello")
+    request = Request(
+        "resp_1",
+        "m",
+        ADA,
+        1000.0,
+        (Message(Role.USER, "", attachments=(file,)),),
+        Settings(conversation_id="conv_1"),
+    )
+    await SqlHistory(database).begin(request, None, begins=True, wants_title=False)
+    (message,) = await store.messages("conv_1", ADA)
+    assert (message.content, message.attachments) == ("", (file,))
+    assert (await store.get("conv_1", ADA)).message_count == 1
 
 
 async def test_messages_come_in_the_order_in_which_they_were_said(

@@ -482,3 +482,17 @@ async def test_many_ends_of_one_step_are_stored(history: History, make_request: 
         await asyncio.gather(*(history.begin(one, None, begins=False, wants_title=False) for one in some))
     await history.finish([ended(request, "a") for request in requests])
     assert await history.unfinished(time.time() + 1, "", 1000) == []
+
+
+async def test_what_was_attached_is_remembered_with_its_message(
+    history: History, make_request: "RequestFactory"
+) -> None:
+    files = (
+        Attachment("a.txt", "text/plain", "file_1", text="grüße"),
+        Attachment("b.png", "image/png", "file_2"),
+    )
+    message = Message(Role.USER, "", attachments=files)
+    request = replace(make_request(), messages=(message,))
+    await history.begin(request, None, begins=False, wants_title=False)
+    await history.finish([ended(request, "a greeting")])
+    assert await history.before([following(request.response_id)], 0) == [(message, assistant("a greeting"))]

@@ -247,6 +247,7 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
             **config,
             "server": {"http": http_section, **config.get("server", {})},
             "storage": {"url": f"sqlite:///{folder}/sluice.db", **config.get("storage", {})},
+            "files": {"folder": str(folder / "files"), **config.get("files", {})},
             "auth": {"secret_file": str(folder / "secret.key"), **config.get("auth", {})},
         }
         conf = folder / "config.yaml"

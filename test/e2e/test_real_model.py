@@ -1,6 +1,7 @@
 """The bundled SmolLM2 on llama.cpp: real answers, over the real process."""
 
 import asyncio
+import base64
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -243,3 +244,16 @@ async def test_a_shutdown_does_not_wait_for_a_story(
             await socket.connection.wait_closed()
             assert socket.connection.close_code == 1012
         assert await server.exit_status(5) == 0
+
+
+async def test_a_text_file_is_part_of_the_prompt(server: "Server", responses_socket: "OpenResponses") -> None:
+    words = base64.b64encode(b"My dog is called Rex. " * 10).decode()
+    file = {"type": "input_file", "filename": "dog.txt", "file_data": words}
+    question = {"type": "input_text", "text": ITS_NAME}
+    async with responses_socket(server) as socket:
+        alone = await socket.ask([{"role": "user", "content": [question]}], max_output_tokens=20)
+        answer = await socket.ask([{"role": "user", "content": [file, question]}], max_output_tokens=20)
+    tokens = [it.response["usage"]["input_tokens"] for it in (alone, answer)]
+    assert tokens[1] - tokens[0] > 60
+    assert "Rex" in answer.text
+    assert "Rex" not in alone.text

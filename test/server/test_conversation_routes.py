@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from internal.biz.models import Role, Status, StoredMessage
-from internal.service.api.conversations import Export, HistoryMessage, file_name, markdown
+from internal.service.api.conversations import AttachedFile, Export, HistoryMessage, file_name, markdown
 
 if TYPE_CHECKING:
     from test.server.conftest import Api
@@ -48,6 +48,19 @@ async def test_it_may_begin_without_a_body(api: "Api") -> None:
 async def test_it_does_not_begin_with_a_title_that_is_none(api: "Api", title: str) -> None:
     reply = await api.call("POST", "/conversations", {"title": title})
     assert (reply.status, (await reply.json())["error"]["param"]) == (400, "title")
+
+
+def test_an_export_names_the_files() -> None:
+    file = AttachedFile(file_id="file_1", name="a.txt", media_type="text/plain")
+    said = [
+        HistoryMessage(role=Role.USER, content="", created_at="now", model="m", attachments=[file]),
+        HistoryMessage(role=Role.ASSISTANT, content="Hi", created_at="now", model="m"),
+    ]
+    export = Export(session_id="conv_1", title="T", created_at="now", updated_at="now", messages=said)
+    assert "*now*\n\nAttached: a.txt\n\n## Assistant" in markdown(export)
+    first, second = export.model_dump()["messages"]
+    assert first["attachments"] == [{"file_id": "file_1", "name": "a.txt", "media_type": "text/plain"}]
+    assert "attachments" not in second
 
 
 async def test_pages_lead_to_each_other(api: "Api") -> None:

@@ -18,6 +18,7 @@ from internal.biz.ids import ID_PATTERN
 from internal.biz.models import Conversation, Role, Status, StoredMessage
 from internal.data.sql.database import Database, Write
 from internal.data.sql.dialect import contains
+from internal.data.sql.history import attachments_of
 from internal.data.sql.searches import Searches
 from internal.data.sql.tables import conversations, messages, responses
 
@@ -29,7 +30,8 @@ _IS_THERE = _c.deleted_at.is_(None)
 _IS_LISTED = and_(
     messages.c.kind.in_(("input", "output")),
     messages.c.role.in_((Role.USER, Role.ASSISTANT)),
-    messages.c.content != "",
+    # A user may attach a file and say nothing.
+    or_(messages.c.content != "", and_(messages.c.role == Role.USER, messages.c.details.is_not(None))),
 )
 """Of what stands in `messages`: not instructions, not reasoning, not the answers that never came."""
 
@@ -117,7 +119,7 @@ class SqlConversations:
     async def messages(self, conversation_id: str, user: str) -> Sequence[StoredMessage]:
         m, r = messages.c, responses.c
         rows = await self._database.read(
-            select(m.id, m.response_id, m.role, m.content, m.created_at, r.model, r.status)
+            select(m.id, m.response_id, m.role, m.content, m.details, m.created_at, r.model, r.status)
             .select_from(messages.join(responses).join(conversations))
             .where(_c.id == conversation_id, _c.user_id == user, _IS_THERE, _IS_LISTED)
             .order_by(r.id, m.position)
@@ -133,6 +135,7 @@ class SqlConversations:
                 row.created_at,
                 row.model,
                 Status(row.status),
+                attachments_of(row.details),
             )
             for row in rows
         ]

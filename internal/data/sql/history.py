@@ -185,6 +185,11 @@ def _details(calls: Sequence[ToolCall], call_id: str | None, attachments: Sequen
     return orjson.dumps(_Details(tuple(calls), call_id, tuple(attachments))).decode()
 
 
+def attachments_of(details: str | None) -> tuple[Attachment, ...]:
+    """What a stored message has beside its text."""
+    return _DETAILS.validate_json(details).attachments if details else ()
+
+
 def _add(said: list[Message], row: Row[Any]) -> None:
     """Add a message to a dialogue. What a model calls is part of what it said just before."""
     details = _DETAILS.validate_json(row.details) if row.details else _Details()

@@ -1,5 +1,6 @@
 """Bodies of stored conversations, and what they look like when they leave."""
 
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Self
@@ -7,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from internal.biz.conversations import MAX_PAGE, MAX_TITLE_CHARS, Page
-from internal.biz.models import Conversation, Role, StoredMessage
+from internal.biz.models import Attachment, Conversation, Role, StoredMessage
 from internal.service.api.base import WHOLE_NUMBER, Answer, Body, Query, Timestamp, timestamp
 
 DEFAULT_PAGE = 20
@@ -84,18 +85,36 @@ class ConversationList(Answer):
         return cls(conversations=found, next_cursor=page.cursor)
 
 
+class AttachedFile(Answer):
+    """`file_id`: null for a file that came with the message itself."""
+
+    file_id: str | None
+    name: str
+    media_type: str
+
+    @classmethod
+    def of(cls, attachment: Attachment) -> Self:
+        return cls(file_id=attachment.file_id, name=attachment.name, media_type=attachment.media_type)
+
+
 class HistoryMessage(Answer):
-    """`model`: who said it, or was asked."""
+    """`model`: who said it, or was asked. `attachments` is missing where there are none."""
 
     role: Role
     content: str
     created_at: Timestamp
     model: str
+    attachments: list[AttachedFile] = Field(default_factory=list, exclude_if=operator.not_)
 
     @classmethod
     def of(cls, message: StoredMessage) -> Self:
-        created_at = timestamp(message.created_at)
-        return cls(role=message.role, content=message.content, created_at=created_at, model=message.model)
+        return cls(
+            role=message.role,
+            content=message.content,
+            created_at=timestamp(message.created_at),
+            model=message.model,
+            attachments=[AttachedFile.of(attachment) for attachment in message.attachments],
+        )
 
 
 class Dialogue(Answer):
@@ -141,7 +160,10 @@ def _paragraphs(export: Export) -> Iterator[str]:
         model = f", {message.model}" if message.role is Role.ASSISTANT else ""
         yield f"## {_SPEAKERS[message.role]}"
         yield f"*{message.created_at}{model}*"
-        yield message.content
+        for file in message.attachments:
+            yield f"Attached: {file.name}"
+        if message.content:
+            yield message.content
 
 
 def file_name(export: Export, extension: str) -> str:
