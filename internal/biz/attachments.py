@@ -9,7 +9,7 @@ import base64
 import binascii
 from dataclasses import replace
 
-from internal.biz.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFile, unknown_file
+from internal.biz.errors import ContextLengthExceeded, InvalidRequest, unknown_file
 from internal.biz.files import File, Files
 from internal.biz.models import Attachment, Caller, Message
 from internal.biz.names import file_name
@@ -43,8 +43,8 @@ class Attachments:
         """The turn, with every attachment either a text or an image. With `store` images become files of the
         caller's. What is resolved already stays.
 
-        Raises NotFound for a file that is not the caller's, ContextLengthExceeded, UnsupportedFile,
-        InvalidRequest, Forbidden and Unavailable.
+        Raises NotFound for a file that is not the caller's, ContextLengthExceeded, InvalidRequest, Forbidden
+        and Unavailable.
         """
         if sum(len(message.attachments) for message in turn) > MAX_FILES:
             raise InvalidRequest(f"a turn has at most {MAX_FILES} files", param="input")
@@ -131,10 +131,14 @@ def _decoded(url: str) -> tuple[bytes, str]:
 
 
 def _require_kind(media_type: str, *, must_be_image: bool) -> None:
-    """Raises UnsupportedFile for what no model is given."""
+    """Raises InvalidRequest for what no model is given."""
     if must_be_image and media_type not in IMAGES:
-        raise UnsupportedFile(f"this is no image but {media_type}", param="input_image")
+        raise _unsupported(f"this is no image but {media_type}", "input_image")
     if media_type == PDF:
-        raise UnsupportedFile("PDF files are not read here; attach their text", param="input_file")
+        raise _unsupported("PDF files are not read here; attach their text", "input_file")
     if media_type != TEXT and media_type not in IMAGES:
-        raise UnsupportedFile("this file is neither UTF-8 text nor an image known here", param="input_file")
+        raise _unsupported("this file is neither UTF-8 text nor an image known here", "input_file")
+
+
+def _unsupported(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, code="unsupported_file", param=param)

@@ -15,7 +15,6 @@ from internal.biz.errors import (
     NotFound,
     SluiceError,
     Unavailable,
-    UnsupportedFile,
     unknown_file,
 )
 from internal.biz.files import Draft, File, FileRules, Files, Quota
@@ -185,11 +184,11 @@ async def test_what_is_resolved_stays(attachments: Attachments, shelf: Shelf) ->
     [
         (stored("file_of_bob"), NotFound, "file_not_found"),
         (stored("file_never"), NotFound, "file_not_found"),
-        (stored("file_pdf"), UnsupportedFile, "unsupported_file"),
-        (Attachment("", ANY_IMAGE, "file_text"), UnsupportedFile, "unsupported_file"),
-        (inline(b"text", media_type=ANY_IMAGE), UnsupportedFile, "unsupported_file"),
-        (inline(b"%PDF-1.7"), UnsupportedFile, "unsupported_file"),
-        (inline(b"\x7fELF\0"), UnsupportedFile, "unsupported_file"),
+        (stored("file_pdf"), InvalidRequest, "unsupported_file"),
+        (Attachment("", ANY_IMAGE, "file_text"), InvalidRequest, "unsupported_file"),
+        (inline(b"text", media_type=ANY_IMAGE), InvalidRequest, "unsupported_file"),
+        (inline(b"%PDF-1.7"), InvalidRequest, "unsupported_file"),
+        (inline(b"\x7fELF\0"), InvalidRequest, "unsupported_file"),
         (inline(b""), InvalidRequest, "file_empty"),
         (inline(b"x" * 21), ContextLengthExceeded, "context_length_exceeded"),
         (inline(PNG + bytes(1000), media_type=ANY_IMAGE), FileTooLarge, "file_too_large"),

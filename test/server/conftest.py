@@ -65,7 +65,6 @@ from internal.server.websocket import WebSocketServer
 
 PATIENCE_S = 5.0
 MAX_BODY_BYTES = 10_000
-SILENCE_S = 0.2
 
 
 class FakeAccounts:
@@ -387,6 +386,7 @@ class Api:
         max_per_site: int = 0,
         models: tuple[str, ...] = ("m", "other"),
         files: Files | None = None,
+        silence_s: float = PATIENCE_S,
     ) -> None:
         """The first of `models` is the engine's, and can do everything."""
         self.accounts = FakeAccounts()
@@ -420,7 +420,7 @@ class Api:
         )
         routes = [route for group in groups for route in group.routes]
         if files is not None:
-            routes += FileRoutes(files, self.streams, SILENCE_S).routes
+            routes += FileRoutes(files, self.streams, silence_s).routes
         self.rest = Rest(routes, self.identity, self.limiter, max_body_bytes)
         self.openapi = OpenApi([*routes, *BESIDE], auth_required=required)
         app = App(

@@ -62,17 +62,19 @@ class Site:
 
 @pytest.fixture
 async def site(
+    request: pytest.FixtureRequest,
     api_type: "type[Api]",
     sqlite_storage: str,
     open_database: "OpenDatabase",
     tmp_path: Path,
     watched_loop: None,
 ) -> AsyncIterator[Site]:
+    """Its parameters are those of the application."""
     path = tmp_path / "files"
     rules = FileRules(MAX_BYTES, Quota(5, 1_000_000))
     async with open_database(sqlite_storage) as database:
         files = Files(SqlFiles(database), FileFolder(path), rules)
-        async with api_type(files=files).serving() as api:
+        async with api_type(files=files, **getattr(request, "param", {})).serving() as api:
             yield Site(api, path)
 
 
@@ -227,6 +229,16 @@ async def test_what_is_anothers_is_not_there(site: Site, ada: str) -> None:
     assert (await site.api.call("GET", f"/v1/files/{file_id}", token=ada)).status == 200
 
 
+async def test_a_page_elsewhere_cannot_upload_for_a_guest(site: Site) -> None:
+    """A browser sends a form, and cookies along with it, wherever a page tells it to."""
+    headers = {"Origin": "https://evil.example", "Cookie": "sluice_guest=token-guest_ada"}
+    form = FormData()
+    form.add_field("file", b"x", filename="a.txt")
+    reply = await site.api.call("POST", "/v1/files", data=form, headers=headers)
+    assert (await error(reply))[:2] == (403, "origin_not_allowed")
+    assert site.stored() == []
+
+
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -345,6 +357,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(site: Site, eventually: 
     assert site.stored() == []
 
 
+@pytest.mark.parametrize("site", [{"silence_s": 0.3}], indirect=True)
 async def test_an_upload_that_stops_coming_is_ended(site: Site, eventually: "Eventually") -> None:
     async with site.api.connection() as (reader, writer):
         writer.write(BEGINNING)
@@ -353,12 +366,21 @@ async def test_an_upload_that_stops_coming_is_ended(site: Site, eventually: "Eve
     assert site.stored() == []
 
 
+async def test_an_upload_does_not_keep_the_server_from_its_end(site: Site, eventually: "Eventually") -> None:
+    async with site.api.connection() as (reader, writer):
+        writer.write(BEGINNING)
+        await eventually(site.has_some)
+        await site.api.streams.close()
+        assert b" 503 " in await reader.readline()
+    assert site.stored() == []
+
+
+@pytest.mark.parametrize("site", [{"timeout_s": 0.5, "silence_s": 0.5}], indirect=True)
 async def test_an_upload_takes_as_long_as_it_comes(site: Site) -> None:
-    """Longer than a plain request may."""
     async with site.api.connection() as (reader, writer):
         writer.write(BEGINNING.replace(b"250000", b"%d" % (len(BEGINNING.partition(b"\r\n\r\n")[2]) + 29)))
         for piece in (b"xxxxx", b"xxxxx", b"xxxxx", b"xxxxx", b"\r\n--xyz--"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.15)
             writer.write(piece)
         assert b" 200 " in await reader.readline()
     assert [len(it) for it in site.stored()] == [200_020]

@@ -3,12 +3,11 @@
 from typing import Any
 
 import pytest
-from openai.types.responses import ResponseInputFile, ResponseInputImage
 from pydantic import TypeAdapter, ValidationError
 
 from internal.biz.errors import InvalidRequest, UnsupportedParameter
 from internal.biz.models import Attachment, Message, Role
-from internal.service.codec.parts import ChatParts, Parts, attachments_of, part_object, text_of
+from internal.service.codec.parts import ChatParts, attachments_of, text_of
 from internal.service.codec.responses_request import ResponseCreate, invalid
 
 PNG = "data:image/png;base64,iVBORw0KGgo="
@@ -118,21 +117,9 @@ def test_a_part_of_a_chat_that_is_none_is_named(part: object, param: str) -> Non
     assert invalid(refusal.value).param == f"content{param}"
 
 
-def test_what_was_attached_is_told_as_the_package_reads_it() -> None:
-    text = Attachment("a.txt", "text/plain", "file_1", text="hi")
-    inline = Attachment("b.txt", "text/plain", text="hi")
-    assert ResponseInputFile.model_validate(part_object(text), strict=True).file_id == "file_1"
-    assert ResponseInputFile.model_validate(part_object(inline), strict=True).filename == "b.txt"
-    stored = Attachment("a.png", "image/png", "file_2")
-    carried = Attachment("a.png", "image/png", url=PNG)
-    assert ResponseInputImage.model_validate(part_object(stored), strict=True).file_id == "file_2"
-    assert ResponseInputImage.model_validate(part_object(carried), strict=True).image_url == PNG
-
-
 def test_told_parts_can_be_sent_again() -> None:
-    parts = [
-        part_object(Attachment("a", "image/png", "file_1")),
-        part_object(Attachment("b", "text/plain", "file_2", text="x")),
-    ]
-    adapter: TypeAdapter[Any] = TypeAdapter(Parts)
-    assert [it.file_id for it in attachments_of(adapter.validate_python(parts))] == ["file_1", "file_2"]
+    (message,) = turn(
+        {"type": "input_image", "detail": "auto", "file_id": "file_1", "image_url": None},
+        {"type": "input_file", "file_id": "file_2", "filename": "a.txt"},
+    )
+    assert [it.file_id for it in message.attachments] == ["file_1", "file_2"]

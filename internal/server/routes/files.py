@@ -101,7 +101,8 @@ class FileRoutes:
 
     async def create(self, call: Call[Body, Query]) -> FileObject:
         request = call.request
-        with self._streams.running(call.caller.address), deadline.while_it_comes(request, self._silence_s):
+        coming = deadline.while_it_comes(request, self._silence_s, lambda: self._streams.closing)
+        with self._streams.running(call.caller.address), coming:
             return self._object(await self._receive(request, call.caller.user))
 
     async def _receive(self, request: web.Request, user: str) -> File:
@@ -125,7 +126,6 @@ class FileRoutes:
                 name = field.file_name or ""
                 async for chunk in field.chunks():
                     await draft.write(chunk)
-                    self._streams.require_open()
             upload = checked(Upload, found)
             if draft is None:
                 raise InvalidRequest("the form has no field file", code="invalid_value", param="file")

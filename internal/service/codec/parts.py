@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/responses/create, …/chat/create
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -163,12 +163,3 @@ def attachments_of(content: str | Sequence[_AnyPart]) -> tuple[Attachment, ...]:
     if isinstance(content, str):
         return ()
     return tuple(part.attachment for part in content if not isinstance(part, TextPart))
-
-
-def part_object(attachment: Attachment) -> dict[str, Any]:
-    """An attachment as the Responses API tells of it: by its id where it has one."""
-    if attachment.is_image:
-        part = {"type": "input_image", "detail": "auto", "file_id": attachment.file_id}
-        return part if attachment.url is None else {**part, "image_url": attachment.url}
-    part = {"type": "input_file", "filename": attachment.name}
-    return part if attachment.file_id is None else {**part, "file_id": attachment.file_id}
