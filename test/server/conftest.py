@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -24,9 +24,10 @@ from internal.biz.errors import (
     Unauthenticated,
     Unavailable,
     unknown_conversation,
+    unknown_file,
 )
 from internal.biz.events import ReasoningDelta, TextDelta
-from internal.biz.files import Files
+from internal.biz.files import File, Files, Quota
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.limits import Budget
 from internal.biz.models import (
@@ -272,6 +273,42 @@ class FakeStorage:
         raise NotImplementedError
 
 
+class FakeFiles:
+    """Implements FileStore."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, File] = {}
+
+    async def add(self, file: File, quota: Quota) -> None:
+        self.files[file.id] = file
+
+    async def usage(self, user: str) -> tuple[int, int]:
+        sizes = [file.size_bytes for file in self.files.values() if file.user == user]
+        return len(sizes), sum(sizes)
+
+    async def get(self, file_id: str, user: str) -> File:
+        found = self.files.get(file_id)
+        if found is None or found.user != user:
+            raise unknown_file(file_id)
+        return found
+
+    async def page(
+        self, user: str, limit: int, after: str | None, purpose: str | None, *, oldest_first: bool
+    ) -> Sequence[File]:
+        mine = sorted((it for it in self.files.values() if it.user == user), key=lambda it: it.id)
+        return mine[:limit]
+
+    async def delete(self, file_id: str, user: str) -> None:
+        await self.get(file_id, user)
+        del self.files[file_id]
+
+    async def forget(self, before: float, limit: int) -> Sequence[str]:
+        raise NotImplementedError
+
+    async def known(self, ids: Collection[str]) -> Collection[str]:
+        raise NotImplementedError
+
+
 class NoLimits:
     """A limiter that admits everything, or nothing."""
 
@@ -486,6 +523,11 @@ class Api:
         """A conversation of theirs."""
         reply = await self.call("POST", "/conversations", {"title": title}, token)
         return cast(str, (await reply.json())["session_id"])
+
+
+@pytest.fixture(scope="session")
+def file_store() -> FakeFiles:
+    return FakeFiles()
 
 
 @pytest.fixture(scope="session")

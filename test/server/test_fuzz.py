@@ -22,6 +22,9 @@ from schemathesis.specs.openapi.checks import (
     use_after_free,
 )
 
+from internal.biz.files import FileRules, Files, FileStore, Quota
+from internal.data.file_folder import FileFolder
+
 if TYPE_CHECKING:
     from test.server.conftest import Api
 
@@ -47,13 +50,16 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(api_type: "type[Api]") -> Iterator[Place]:
+def place(
+    api_type: "type[Api]", file_store: FileStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
     """The application on a loop of its own: schemathesis blocks the one it is on."""
     place, ready, loop = Place(), threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
+    files = Files(file_store, FileFolder(tmp_path_factory.mktemp("files")), FileRules(quota=Quota(0, 0)))
 
     async def serve() -> None:
-        async with api_type(max_body_bytes=1 << 20).serving() as api, api.engine.answering():
+        async with api_type(max_body_bytes=1 << 20, files=files).serving() as api, api.engine.answering():
             place.url = str(api.client.make_url("/"))
             place.token = await api.user()
             ready.set()

@@ -29,7 +29,7 @@ class Upload(Body):
 class UploadForm(Upload):
     """As it is described."""
 
-    file: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/octet-stream"})]
+    file: Annotated[str, Field(json_schema_extra={"format": "binary"})]
 
 
 class FilesQuery(Query):
