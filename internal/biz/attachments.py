@@ -16,11 +16,12 @@ from internal.biz.names import file_name
 from internal.biz.sniffing import IMAGES, PDF, TEXT, sniff, text_of
 
 ANY_IMAGE = "image/*"
-MAX_FILES = 32
-"""Of one turn."""
+MAX_FILES = 100
+"""Of one turn, which may be a whole dialogue."""
 MAX_TEXT_CHARS = 1 << 19
 """Of all text files of one turn."""
 MAX_BYTES_PER_CHAR = 4
+"""In UTF-8 as in UTF-16."""
 PURPOSE = "user_data"
 """Of images that come with a message, and are kept as if they had been uploaded."""
 _OPENING = "data:"
@@ -120,13 +121,17 @@ def _decoded(url: str) -> tuple[bytes, str]:
     """The bytes of a `data:` URL, and what they are."""
     header, comma, text = url.partition(",")
     if not (header.startswith(_OPENING) and header.endswith(";base64") and comma):
-        raise InvalidRequest("files are sent as data:TYPE;base64,…", code="invalid_file_data")
+        raise InvalidRequest(
+            "files are sent as data:TYPE;base64,…", code="invalid_file_data", param="file_data"
+        )
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequest("this is not valid base64", code="invalid_file_data") from None
+        raise InvalidRequest(
+            "this is not valid base64", code="invalid_file_data", param="file_data"
+        ) from None
     if not data:
-        raise InvalidRequest("the file is empty", code="file_empty")
+        raise InvalidRequest("the file is empty", code="file_empty", param="file_data")
     return data, sniff(data)
 
 

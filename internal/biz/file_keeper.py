@@ -49,7 +49,6 @@ class FileKeeper:
         if self._keep_s:
             await self._forget()
         if not await self._folder.is_ours():
-            log.warning("the folder of files is that of another storage: what is unknown here stays")
             return
         async for ids in self._folder.stored(STALE_S):
             unknown = set(ids) - set(await self._store.known(ids))

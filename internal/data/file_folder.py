@@ -89,7 +89,13 @@ class FileFolder:
                 descriptor = os.open(mark, _FLAGS, 0o600)
                 with os.fdopen(descriptor, "w") as file:
                     file.write(self._storage)
-            return mark.read_text() == self._storage
+            if mark.read_text() == self._storage:
+                return True
+            log.warning(
+                "files are not tidied: %s says that another storage has them; delete it if that has moved",
+                mark,
+            )
+            return False
 
         return await self.run(look)
 
