@@ -433,13 +433,12 @@ class Api:
         self.queue = MemoryQueue(QueueLimits(), self.storage.finish)
         self.engine = Engine(self.queue, self.storage)
         rules = ChatRules(models, features={models[0]: frozenset(Feature)})
-        self.chat = Chat(self.queue, self.storage, self.limiter, self.storage.finish, rules)
         self.chat = Chat(
             self.queue,
             self.storage,
             self.limiter,
             self.storage.finish,
-            ChatRules(("m", "other")),
+            rules,
             attachments=Attachments(files),
         )
         self.readiness = Readiness([])
