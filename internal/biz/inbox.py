@@ -1,4 +1,4 @@
-"""Where an engine's thread hands its steps to the event loop: one call for each step, or fewer."""
+"""Where engines hand their steps to the event loop's reader: one wake-up for each step, or fewer."""
 
 import asyncio
 import threading
@@ -7,11 +7,10 @@ from internal.biz.generation import Chunk
 
 
 class StepInbox:
-    """A bounded inbox with any number of writing threads and one reading task.
+    """A bounded inbox with one reading task, and any number of threads and tasks that write.
 
-    Bound: from `max_chunks` on the writing engine waits until the loop has caught up; the step that
-    passes it is taken whole. Steps that arrive
-    while the loop is busy are handed over together.
+    Implements Sink. Bound: from `max_chunks` on the writing engine waits until the loop has caught up; the
+    step that passes it is taken whole. Steps that arrive while the loop is busy are handed over together.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_chunks: int = 4096) -> None:
@@ -19,6 +18,8 @@ class StepInbox:
         self._max_chunks = max_chunks
         self._chunks: list[Chunk] = []
         self._room = threading.Condition()
+        self._taken = asyncio.Event()
+        """Somebody who writes on the loop may look for room again."""
         self._called = False
         self._closed = False
         self._reader: asyncio.Future[None] | None = None
@@ -28,13 +29,28 @@ class StepInbox:
         with self._room:
             while len(self._chunks) >= self._max_chunks and not self._closed:
                 self._room.wait()
-            if self._closed:
-                return
-            self._chunks += step
-            if self._called:
-                return
-            self._called = True
-            self._loop.call_soon_threadsafe(self._wake)
+            self._add(step)
+
+    def give(self, step: list[Chunk]) -> None:
+        """The same on the event loop, which must not wait here: the reader runs on it. However full the inbox
+        is, the step is taken."""
+        with self._room:
+            self._add(step)
+
+    async def room(self) -> None:
+        """Return when there is room for another step."""
+        while len(self._chunks) >= self._max_chunks and not self._closed:
+            self._taken.clear()
+            await self._taken.wait()
+
+    def _add(self, step: list[Chunk]) -> None:
+        if self._closed:
+            return
+        self._chunks += step
+        if self._called:
+            return
+        self._called = True
+        self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -52,6 +68,7 @@ class StepInbox:
             chunks, self._chunks = self._chunks, []
             self._called = False
             self._room.notify_all()
+        self._taken.set()
         return chunks
 
     def close(self) -> None:
@@ -59,3 +76,4 @@ class StepInbox:
         with self._room:
             self._closed = True
             self._room.notify_all()
+        self._taken.set()

@@ -174,9 +174,17 @@ class Capabilities:
 
 
 class Sink(Protocol):
-    """Takes the chunks of one engine step, from any thread. May block the engine while the loop lags."""
+    """Takes the chunks of one engine step: an engine's threads `put` them; one that lives on the event loop
+    says them with `give` and waits for `room` before it goes on."""
 
-    def put(self, step: list[Chunk]) -> None: ...
+    def put(self, step: list[Chunk]) -> None:
+        """Called on any thread but the event loop's. Blocks while the loop lags."""
+
+    def give(self, step: list[Chunk]) -> None:
+        """Called on the event loop. Never blocks."""
+
+    async def room(self) -> None:
+        """Return when the loop has caught up."""
 
 
 Progress = Callable[[float], None]
@@ -184,7 +192,7 @@ Progress = Callable[[float], None]
 
 
 class Generator(Protocol):
-    """An engine. It never runs on the event loop's thread."""
+    """An engine. It never computes on the event loop's thread."""
 
     @property
     def capabilities(self) -> Capabilities:

@@ -92,6 +92,29 @@ async def test_close_lets_a_blocked_engine_go_and_drops_what_it_says() -> None:
     assert await take(inbox) == ["a"]
 
 
+async def test_who_writes_on_the_loop_never_blocks_it_and_waits_for_room(settle: Settle) -> None:
+    inbox = StepInbox(asyncio.get_running_loop(), max_chunks=2)
+    await inbox.room()
+    inbox.give(step("a", "b", "c"))
+    inbox.give(step("d"))
+    waiting = [asyncio.create_task(inbox.room()) for _ in range(2)]
+    await settle()
+    assert not any(task.done() for task in waiting)
+    assert await take(inbox) == ["a", "b", "c", "d"]
+    await asyncio.gather(*waiting)
+
+
+async def test_close_lets_those_go_who_wait_for_room(settle: Settle) -> None:
+    inbox = StepInbox(asyncio.get_running_loop(), max_chunks=1)
+    inbox.give(step("a"))
+    waiting = asyncio.create_task(inbox.room())
+    await settle()
+    inbox.close()
+    await waiting
+    inbox.give(step("b"))
+    assert await take(inbox) == ["a"]
+
+
 async def test_a_cancelled_take_loses_nothing(settle: Settle) -> None:
     inbox = StepInbox(asyncio.get_running_loop())
     taking = asyncio.create_task(inbox.take())

@@ -17,6 +17,12 @@ class Sink:
     def put(self, step: list[Chunk]) -> None:
         self._steps.put(list(step))
 
+    def give(self, step: list[Chunk]) -> None:
+        self.put(step)
+
+    async def room(self) -> None:
+        return
+
     async def step(self) -> list[Chunk]:
         return await asyncio.to_thread(self._steps.get, True, 5)
 
