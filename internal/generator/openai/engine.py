@@ -1,0 +1,117 @@
+"""The engine that passes jobs on to an upstream: a task for each job, and one that looks after the nodes."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from internal.biz.errors import GenerationFailed, SluiceError
+from internal.biz.generation import Finished, FinishReason, Job, Output
+from internal.biz.models import Feature
+from internal.biz.ports import Capabilities, Progress, Sink
+from internal.generator.openai.exchange import HttpClient
+from internal.generator.openai.nodes import Node, Nodes
+from internal.generator.openai.options import OpenAIOptions
+from internal.generator.openai.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class OpenAIGenerator:
+    """Implements Generator, on the event loop. Bound: `slots` jobs, each with one connection."""
+
+    FEATURES = frozenset(Feature)
+    """What there are parameters for; which of them the model's server takes, the operator knows."""
+
+    def __init__(
+        self,
+        options: OpenAIOptions,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._options = options
+        self._chance = chance
+        self._nodes = Nodes(options.nodes, options.breaker_failures, options.breaker_reset_s, clock)
+        self._client: HttpClient | None = None
+        self._sink: Sink | None = None
+        self._tasks: dict[Job, asyncio.Task[Finished]] = {}
+        self._checks: asyncio.Task[None] | None = None
+        self._stopping = False
+        slots = sum(node.slots for node in options.nodes)
+        self.capabilities = Capabilities(options.context, slots)
+
+    async def start(self, sink: Sink, progress: Progress) -> None:
+        """Returns at once: an upstream that is away now may be there when somebody asks."""
+        self._sink = sink
+        self._client = HttpClient(self._options)
+        self._checks = asyncio.create_task(self._look_after_nodes(self._client))
+
+    def submit(self, job: Job) -> None:
+        assert self._client is not None
+        run = Run(job, self._options, self._client, self._nodes, partial(self._tell, job), self._chance)
+        task = asyncio.create_task(run.generate())
+        self._tasks[job] = task
+        task.add_done_callback(partial(self._ended, job, run))
+
+    def cancel(self, job: Job) -> None:
+        if (task := self._tasks.get(job)) is not None:
+            task.cancel()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        tasks = [*self._tasks.values(), *([self._checks] if self._checks is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._client is not None:
+            await self._client.close()
+
+    async def _tell(self, job: Job, outputs: Sequence[Output]) -> None:
+        assert self._sink is not None
+        if outputs:
+            self._sink.give([(job, output) for output in outputs])
+            # Until there is room nothing is read, and soon the upstream has to wait as well.
+            await self._sink.room()
+
+    def _ended(self, job: Job, run: Run, task: asyncio.Task[Finished]) -> None:
+        """The last word on a job, also on one that was cancelled before it began."""
+        del self._tasks[job]
+        if self._stopping or self._sink is None:
+            return
+        end = self._end(job, run, task)
+        self._sink.give([*((job, output) for output in run.answer.held()), (job, end)])
+
+    def _end(self, job: Job, run: Run, task: asyncio.Task[Finished]) -> Finished:
+        if task.cancelled():
+            return Finished(FinishReason.CANCELLED, run.answer.usage())
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if not isinstance(error, SluiceError):
+            log.error("the upstream engine failed", exc_info=error, extra={"response": job.response_id})
+            error = GenerationFailed(f"the engine failed: {type(error).__name__}")
+        return Finished(FinishReason.ERROR, run.answer.usage(), error)
+
+    # ── the nodes ────────────────────────────────────────────────────────────────────────────────
+
+    async def _look_after_nodes(self, client: HttpClient) -> None:
+        """Ask each now and then whether it is alive; the only one there is, once, for the log."""
+        is_alone, interval_s = len(self._nodes.all) == 1, self._options.check_interval_s
+        if not interval_s:
+            return
+        while True:
+            await asyncio.gather(*(self._check(client, node) for node in self._nodes.all))
+            if is_alone:
+                self._nodes.all[0].is_healthy = True
+                return
+            await asyncio.sleep(interval_s * (0.75 + 0.5 * self._chance()))
+
+    async def _check(self, client: HttpClient, node: Node) -> None:
+        is_alive = await client.is_alive(node)
+        if is_alive != node.is_healthy:
+            told = log.info if is_alive else log.warning
+            word = "answers again" if is_alive else "does not answer"
+            told("the upstream node %s", word, extra={"node": node.options.base_url})
+        node.is_healthy = is_alive
