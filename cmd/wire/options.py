@@ -1,10 +1,12 @@
 """The settings, in the words of those that they are for."""
 
+import os
 import time
 from pathlib import Path
 
 from sqlalchemy import make_url
 
+from cmd.wire.upstream import upstream_options
 from internal.biz.accounts import AccountRules
 from internal.biz.chat import ChatRules
 from internal.biz.files import FileRules, Quota
@@ -20,6 +22,7 @@ from internal.data.redis.queue import RedisQueueOptions
 from internal.data.sql.retention import Keeping
 from internal.generator.echo import EchoGenerator
 from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
+from internal.generator.openai.engine import OpenAIGenerator
 
 RECOVERY_INTERVAL_S = 10.0
 RECOVERY_PATIENCE_S = 5.0
@@ -38,6 +41,9 @@ def _features(model: conf.Model) -> frozenset[Feature]:
             return EchoGenerator.FEATURES
         case conf.LlamaCppModel():
             return LlamaCppGenerator.FEATURES
+        case conf.OpenAIModel(options=upstream):
+            lacks = {*map(Feature, upstream.lacks), *([] if upstream.images else [Feature.IMAGES])}
+            return OpenAIGenerator.FEATURES - lacks
 
 
 def _titling(settings: conf.Settings) -> tuple[str, ...]:
@@ -126,3 +132,5 @@ def generator(model: conf.Model) -> Generator:
             return EchoGenerator(echo.chunks, echo.interval, echo.slots)
         case conf.LlamaCppModel(options=llama):
             return LlamaCppGenerator(LlamaCppOptions(**dict(llama)))
+        case conf.OpenAIModel(name=name, options=upstream):
+            return OpenAIGenerator(upstream_options(name, upstream, os.environ))

@@ -3,12 +3,12 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from internal.conf.settings import EchoModel, LlamaCppModel, Settings
+from internal.conf.settings import EchoModel, LlamaCppModel, OpenAIModel, Settings
 
 PREFIX = "SLUICE_"
 
@@ -115,9 +115,15 @@ def _complaint(key: str, loc: tuple[int | str, ...], item: Any) -> str:
     if item["type"] == "list_type" and isinstance(item["input"], str):
         broken = item["input"].startswith(("[", "{"))
         return f"{key}: " + ("not valid YAML" if broken else "is a list; write it as [one, two]")
-    if item["type"] in ("missing", "value_error") or key.startswith(_SECRETS):
+    if item["type"] in ("missing", "value_error") or key.startswith(_SECRETS) or _may_hold_key(loc, item):
         return f"{key}: {message}"
     return f"{key}: {message} (got {item['input']!r})"
+
+
+def _may_hold_key(loc: tuple[int | str, ...], item: Any) -> bool:
+    """Whether the value may hold a key of an upstream."""
+    is_container = isinstance(item["input"], (dict, list))
+    return loc[0] == "models" and (is_container or not {"api_key", "headers"}.isdisjoint(loc))
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
@@ -130,13 +136,18 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
             model = _variant(part)
             continue
         annotation = model.model_fields[part].annotation
+        annotation = next(iter(get_args(annotation)), annotation)  # of a list: what it consists of
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return list(model.model_fields)
 
 
 def _variant(generator: str) -> type[BaseModel]:
-    variants: dict[str, type[BaseModel]] = {"echo": EchoModel, "llamacpp": LlamaCppModel}
+    variants: dict[str, type[BaseModel]] = {
+        "echo": EchoModel,
+        "llamacpp": LlamaCppModel,
+        "openai": OpenAIModel,
+    }
     return variants[generator]
 
 

@@ -12,32 +12,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     Secret,
     SecretStr,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-
-
-def parse_duration(value: object) -> float:
-    """Seconds of `0`, `400ms`, `1.5s`, `10m`, `72h`, `7d`. Raises ValueError."""
-    if value == 0 or value == "0":
-        return 0.0
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(f"{value!r} is not a duration; write 0, 400ms, 1.5s, 10m or 72h")
-    return float(match[1]) * _UNITS_S[match[2]]
-
-
-Duration = Annotated[
-    float, BeforeValidator(parse_duration), PlainSerializer(lambda seconds: f"{seconds:.12g}s")
-]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+from internal.conf.upstream import OpenAIOptions
+from internal.conf.values import MASK, Count, Duration, Positive, has_port
 
 
 def parse_address(value: str) -> tuple[str, int]:
@@ -63,10 +45,7 @@ class SecretUrl(Secret[str]):
         scheme, mark, rest = self.get_secret_value().partition("://")
         login, at, place = rest.rpartition("@")
         place, question, query = place.partition("?")
-        return "".join((scheme, mark, login and _MASK, at, place, question, query and _MASK))
-
-
-_MASK = "*" * 10
+        return "".join((scheme, mark, login and MASK, at, place, question, query and MASK))
 
 
 def _redis_url(value: SecretUrl) -> SecretUrl:
@@ -118,11 +97,7 @@ def _storage_url(value: SecretUrl) -> SecretUrl:
 
 def _is_server_url(url: str) -> bool:
     parts = urlsplit(url)
-    try:
-        parts.port  # noqa: B018  # raises for what is no number
-    except ValueError:
-        return False
-    return bool(parts.path.strip("/")) and "@" not in parts.path
+    return has_port(url) and bool(parts.path.strip("/")) and "@" not in parts.path
 
 
 class _Section(BaseModel):
@@ -279,7 +254,12 @@ class LlamaCppModel(_Model):
     options: LlamaCppOptions = LlamaCppOptions()
 
 
-Model = Annotated[EchoModel | LlamaCppModel, Field(discriminator="generator")]
+class OpenAIModel(_Model):
+    generator: Literal["openai"]
+    options: OpenAIOptions
+
+
+Model = Annotated[EchoModel | LlamaCppModel | OpenAIModel, Field(discriminator="generator")]
 
 
 MIN_SECRET_BYTES = 32

@@ -17,8 +17,8 @@ from internal.conf.settings import (
     SecretUrl,
     Settings,
     parse_address,
-    parse_duration,
 )
+from internal.conf.values import parse_duration
 
 Write = Callable[[str], Path]
 
