@@ -138,9 +138,9 @@ class OpenAIOptions(_Section):
     def _is_somewhere(self) -> "OpenAIOptions":
         if (self.base_url is None) == (not self.nodes):
             raise ValueError("set base_url, or nodes where there are several servers")
-        urls = [node.base_url for node in self.nodes]
-        if twice := {url for url in urls if urls.count(url) > 1}:
-            raise ValueError(f"two nodes have the same base_url: {', '.join(sorted(twice))}")
+        nodes = [(node.base_url, node.api_key) for node in self.nodes]
+        if twice := {url for url, key in nodes if nodes.count((url, key)) > 1}:
+            raise ValueError(f"two nodes are the same: {', '.join(sorted(twice))}")
         if mine := sorted({"model", "messages", "stream"} & self.extra_body.keys()):
             raise ValueError(f"extra_body must not have {', '.join(mine)}")
         return self

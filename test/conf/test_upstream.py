@@ -117,7 +117,10 @@ def test_the_file_that_comes_with_sluice_is_good(monkeypatch: pytest.MonkeyPatch
     [
         ({}, ["set base_url, or nodes"]),
         ({"base_url": "http://a", "nodes": [{"base_url": "http://b"}]}, ["set base_url, or nodes"]),
-        ({"nodes": [{"base_url": "http://a"}, {"base_url": "http://a/"}]}, ["the same base_url: http://a"]),
+        (
+            {"nodes": [{"base_url": "http://a"}, {"base_url": "http://a/"}]},
+            ["two nodes are the same: http://a"],
+        ),
         ({"base_url": "localhost:8000"}, ["models.0.options.base_url", "http://host:port/v1"]),
         ({"base_url": "ftp://a/v1"}, ["models.0.options.base_url", "http://host:port/v1"]),
         ({"base_url": "http://a:b/v1"}, ["models.0.options.base_url", "http://host:port/v1"]),

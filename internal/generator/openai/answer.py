@@ -26,7 +26,8 @@ CHARS_PER_TOKEN = 4
 """Where the upstream does not count."""
 _DONE = b"[DONE]"
 _LENGTH = ("length", "max_tokens")
-_FAILED = ("error", "abort")
+_FAILED = ("error", "abort", "insufficient_system_resource")
+"""Words of OpenRouter, vLLM and DeepSeek."""
 
 
 class Answer:
@@ -184,7 +185,8 @@ class Answer:
         job, usage = self._job, self._usage
         said = (len(job.emitted) + len(job.reasoning)) // CHARS_PER_TOKEN
         if usage is None:
-            asked = sum(message.chars for message in job.messages) // CHARS_PER_TOKEN
+            chars = sum(message.chars for message in job.messages) if self.has_begun else 0
+            asked = chars // CHARS_PER_TOKEN
             return Usage(asked, 0, said + self._tokens, self._thoughts)
         prompt, answer = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
         input_tokens = _number(usage.get("prompt_tokens"))
@@ -205,4 +207,4 @@ def _detail(details: Any, name: str) -> int:
 
 def _number(value: Any) -> int:
     """A count of tokens, whatever the upstream says."""
-    return max(0, min(value, MAX_TOKENS)) if isinstance(value, int) else 0
+    return max(0, min(value, MAX_TOKENS)) if type(value) is int else 0

@@ -67,9 +67,9 @@ class _Pieces:
         self.arguments: list[str] = []
 
     def joined(self) -> ToolCall:
-        known = 0 < len(self.id) <= MAX_ID_CHARS
+        is_id = 0 < len(self.id) <= MAX_ID_CHARS and self.id.isprintable()
         arguments = "".join(self.arguments).replace("\0", "") or "{}"
-        return ToolCall(self.id if known else new_id("call"), self.name, arguments)
+        return ToolCall(self.id if is_id else new_id("call"), self.name.replace("\0", ""), arguments)
 
 
 def _is_json(text: str) -> bool:

@@ -15,8 +15,13 @@ from internal.biz.names import visible_line
 
 MAX_MESSAGE_CHARS = 300
 _TRANSIENT = (408, 409, 425, 429)
-_MISPLACED = (401, 404, 405)
+_MISPLACED = (404, 405)
 """These say that the node is not what the configuration takes it for, whoever asks for whatever."""
+_UNAUTHORIZED = {
+    401: "does not accept this server's key; tell its operator",
+    402: "is not paid any more; tell this server's operator",
+    403: "forbids this",  # to this server, or, with some, because of what was said
+}
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
 """The code of OpenAI, and the type of llama.cpp."""
 
@@ -55,12 +60,9 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, secrets: Seque
             code="upstream_rate_limited",
         )
         return Fault(error, is_transient=True, retry_after_s=retry_after_s)
-    if status in (401, 403):
-        error = GenerationFailed(
-            "the model's server does not accept this server's key; tell its operator",
-            code="upstream_unauthorized",
-        )
-        return Fault(error, blames_node=status == 401)
+    if status in _UNAUTHORIZED:
+        error = GenerationFailed(f"the model's server {_UNAUTHORIZED[status]}", code="upstream_unauthorized")
+        return Fault(error, blames_node=status != 403)
     if status >= 500 or status in _TRANSIENT:
         error = GenerationFailed(f"the model's server failed (status {status})", code="upstream_failed")
         is_overload = status < 500
