@@ -199,7 +199,7 @@ def build_crew(settings: conf.Settings, models: Sequence[conf.Model]) -> Crew:
     workers = [
         Worker(
             model.name,
-            options.generator(model),
+            options.generator(model, instruments),
             queue,
             storage.history,
             settle,

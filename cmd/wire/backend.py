@@ -57,7 +57,7 @@ def _in_memory(settings: conf.Settings, history: History, instruments: Instrumen
     workers = [
         Worker(
             model.name,
-            options.generator(model),
+            options.generator(model, instruments),
             queue,
             history,
             settle,

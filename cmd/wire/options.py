@@ -22,7 +22,7 @@ from internal.data.redis.queue import RedisQueueOptions
 from internal.data.sql.retention import Keeping
 from internal.generator.echo import EchoGenerator
 from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
-from internal.generator.openai.engine import OpenAIGenerator
+from internal.generator.openai.engine import OpenAIGenerator, UpstreamMeter
 
 RECOVERY_INTERVAL_S = 10.0
 RECOVERY_PATIENCE_S = 5.0
@@ -126,11 +126,11 @@ def manager_limits(session: conf.Session) -> ManagerLimits:
     )
 
 
-def generator(model: conf.Model) -> Generator:
+def generator(model: conf.Model, meter: UpstreamMeter) -> Generator:
     match model:
         case conf.EchoModel(options=echo):
             return EchoGenerator(echo.chunks, echo.interval, echo.slots)
         case conf.LlamaCppModel(options=llama):
             return LlamaCppGenerator(LlamaCppOptions(**dict(llama)))
         case conf.OpenAIModel(name=name, options=upstream):
-            return OpenAIGenerator(upstream_options(name, upstream, os.environ))
+            return OpenAIGenerator(name, upstream_options(name, upstream, os.environ), meter)

@@ -115,6 +115,12 @@ class Instruments(Collector):
         self._limiter_failures = Counter(
             "sluice_limiter_failures", "Times that budgets could not be looked up", registry=registry
         )
+        self._upstream_up = Gauge(
+            "sluice_upstream_up", "Whether requests go to a node", ["model", "node"], registry=registry
+        )
+        self._upstream_retries = Counter(
+            "sluice_upstream_retries", "Requests sent to an upstream again", ["model"], registry=registry
+        )
         # Looking a child up takes longer than counting; models and statuses are few.
         self._response_counter = functools.cache(self._responses.labels)
         self._response_timer = functools.cache(self._response_seconds.labels)
@@ -148,6 +154,12 @@ class Instruments(Collector):
 
     def limiter_failed(self) -> None:
         self._limiter_failures.inc()
+
+    def upstream_up(self, model: str, node: str, *, is_up: bool) -> None:
+        self._upstream_up.labels(model, node).set(is_up)
+
+    def upstream_retried(self, model: str) -> None:
+        self._upstream_retries.labels(model).inc()
 
     def session_opened(self) -> None:
         self._sessions.inc()

@@ -15,6 +15,7 @@ from internal.conf.settings import OpenAIModel, Settings
 from internal.conf.upstream import Ability, OpenAIOptions
 from internal.generator.openai.engine import OpenAIGenerator
 from internal.generator.openai.options import OpenAIOptions as EngineOptions
+from internal.metrics.instruments import Instruments
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-do-not-tell-4711"
@@ -39,7 +40,7 @@ def model(settings: Settings) -> OpenAIModel:
 
 
 def engine_options(settings: Settings) -> EngineOptions:
-    engine = wire.generator(model(settings))
+    engine = wire.generator(model(settings), Instruments())
     assert isinstance(engine, OpenAIGenerator)
     found = vars(engine)["_options"]
     assert isinstance(found, EngineOptions)
@@ -64,7 +65,7 @@ def test_nodes_may_differ(read: Read) -> None:
     options = engine_options(settings)
     assert [(node.api_key, node.slots) for node in options.nodes] == [(KEY, 32), ("other", 4)]
     assert (options.model, options.connect_timeout_s) == ("there", 1.0)
-    engine = wire.generator(model(settings))
+    engine = wire.generator(model(settings), Instruments())
     assert engine.capabilities.slots == 36
 
 
@@ -84,7 +85,7 @@ def test_a_key_that_is_not_there_is_named_where_it_is_used(
         monkeypatch.setenv("A_KEY", value)
     settings = read(base_url="http://a", api_key="${A_KEY}")
     with pytest.raises(InvalidRequest, match=f"the model m: .*A_KEY.*{says}"):
-        wire.generator(model(settings))
+        wire.generator(model(settings), Instruments())
     assert wire.chat_rules(settings).models == ("m",), "who does not ask it needs no key"
 
 
@@ -105,7 +106,7 @@ def test_what_it_can_do_is_for_the_operator_to_say(read: Read) -> None:
 def test_the_file_that_comes_with_sluice_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
     settings = load(ROOT / "configs" / "upstream.yaml", {})
-    engines = [wire.generator(model) for model in settings.models]
+    engines = [wire.generator(model, Instruments()) for model in settings.models]
     assert all(isinstance(engine, OpenAIGenerator) for engine in engines)
     assert [engine.capabilities.slots for engine in engines] == [4, 48, 16]
     assert KEY not in effective(settings)

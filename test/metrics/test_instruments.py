@@ -73,6 +73,17 @@ def test_budgets_that_could_not_be_looked_up() -> None:
     assert samples(instruments)["sluice_limiter_failures_total", ()] == 2
 
 
+def test_nodes_of_an_upstream() -> None:
+    instruments = Instruments()
+    instruments.upstream_up("m", "http://a/v1", is_up=True)
+    instruments.upstream_up("m", "http://b/v1", is_up=False)
+    instruments.upstream_retried("m")
+    found = samples(instruments)
+    assert found["sluice_upstream_up", (("model", "m"), ("node", "http://a/v1"))] == 1
+    assert found["sluice_upstream_up", (("model", "m"), ("node", "http://b/v1"))] == 0
+    assert found["sluice_upstream_retries_total", (("model", "m"),)] == 1
+
+
 def test_responses_by_model_and_status() -> None:
     instruments = Instruments()
     instruments.response_ended("m", Status.COMPLETED, 0.2)

@@ -48,9 +48,9 @@ class Breaker:
         self._is_probing = not self.is_closed
         return self._is_probing
 
-    def spoke(self, *, is_probe: bool) -> None:
-        """The node said a first token."""
-        if is_probe and not self.is_closed:
+    def answered(self) -> None:
+        """The probe got its first token."""
+        if not self.is_closed:
             self._open_until_s = None
             self._is_probing = False
             self._failures = 0

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from internal.biz.errors import GenerationFailed, SluiceError
 from internal.biz.generation import Finished, FinishReason, Job, Output
@@ -19,6 +20,14 @@ from internal.generator.openai.run import Run
 log = logging.getLogger(__name__)
 
 
+class UpstreamMeter(Protocol):
+    """What is counted of an upstream. `node` is its address."""
+
+    def upstream_up(self, model: str, node: str, *, is_up: bool) -> None: ...
+
+    def upstream_retried(self, model: str) -> None: ...
+
+
 class OpenAIGenerator:
     """Implements Generator, on the event loop. Bound: `slots` jobs, each with one connection."""
 
@@ -27,13 +36,20 @@ class OpenAIGenerator:
 
     def __init__(
         self,
+        model: str,
         options: OpenAIOptions,
+        meter: UpstreamMeter,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
+        """`model` is its name here."""
+        self._model = model
         self._options = options
+        self._meter = meter
         self._chance = chance
-        self._nodes = Nodes(options.nodes, options.breaker_failures, options.breaker_reset_s, clock)
+        self._nodes = Nodes(
+            options.nodes, options.breaker_failures, options.breaker_reset_s, clock, self._report
+        )
         self._client: HttpClient | None = None
         self._sink: Sink | None = None
         self._tasks: dict[Job, asyncio.Task[Finished]] = {}
@@ -46,11 +62,15 @@ class OpenAIGenerator:
         """Returns at once: an upstream that is away now may be there when somebody asks."""
         self._sink = sink
         self._client = HttpClient(self._options)
+        for node in self._nodes.all:
+            self._report(node)
         self._checks = asyncio.create_task(self._look_after_nodes(self._client))
 
     def submit(self, job: Job) -> None:
         assert self._client is not None
-        run = Run(job, self._options, self._client, self._nodes, partial(self._tell, job), self._chance)
+        tell = partial(self._tell, job)
+        retried = partial(self._meter.upstream_retried, self._model)
+        run = Run(job, self._options, self._client, self._nodes, tell, retried, self._chance)
         task = asyncio.create_task(run.generate())
         self._tasks[job] = task
         task.add_done_callback(partial(self._ended, job, run))
@@ -105,6 +125,7 @@ class OpenAIGenerator:
             await asyncio.gather(*(self._check(client, node) for node in self._nodes.all))
             if is_alone:
                 self._nodes.all[0].is_healthy = True
+                self._nodes.all[0].changed()
                 return
             await asyncio.sleep(interval_s * (0.75 + 0.5 * self._chance()))
 
@@ -115,3 +136,7 @@ class OpenAIGenerator:
             word = "answers again" if is_alive else "does not answer"
             told("the upstream node %s", word, extra={"node": node.options.base_url})
         node.is_healthy = is_alive
+        node.changed()
+
+    def _report(self, node: Node) -> None:
+        self._meter.upstream_up(self._model, node.options.base_url, is_up=node.is_up)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from internal.biz.errors import GenerationFailed
 from internal.generator.openai.breaker import Breaker
@@ -16,7 +17,15 @@ MAX_HOMES = 65_536
 class Node:
     """One server of an upstream."""
 
-    def __init__(self, options: NodeOptions, breaker: Breaker, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        options: NodeOptions,
+        breaker: Breaker,
+        clock: Callable[[], float],
+        changed: Callable[["Node"], None],
+    ) -> None:
+        """`changed` is called when it may have gone up or down."""
+        self.changed = partial(changed, self)
         self.options = options
         self.breaker = breaker
         self.running = 0
@@ -26,6 +35,10 @@ class Node:
         """When it got a request last, as a count."""
         self._clock = clock
         self._rests_until_s = 0.0
+
+    @property
+    def is_up(self) -> bool:
+        return self.is_healthy and self.breaker.is_closed
 
     @property
     def has_room(self) -> bool:
@@ -55,8 +68,10 @@ class Visit:
 
     def spoke(self) -> None:
         """The node said the first token."""
-        self.node.breaker.spoke(is_probe=self._is_probe)
-        self._is_probe = False
+        if self._is_probe:
+            self._is_probe = False
+            self.node.breaker.answered()
+            self.node.changed()
 
     def succeeded(self) -> None:
         self.node.breaker.succeeded()
@@ -65,6 +80,7 @@ class Visit:
         """By the node's fault."""
         self.node.breaker.failed(is_probe=self._is_probe)
         self._is_probe = False
+        self.node.changed()
 
     def leave(self) -> None:
         """Has to be called in the end."""
@@ -84,9 +100,10 @@ class Nodes:
         failures: int,
         reset_s: float,
         clock: Callable[[], float],
+        changed: Callable[[Node], None] = lambda _: None,
     ) -> None:
         self.all = tuple(
-            Node(node, Breaker(node.base_url, failures, reset_s, clock), clock) for node in options
+            Node(node, Breaker(node.base_url, failures, reset_s, clock), clock, changed) for node in options
         )
         self._homes: OrderedDict[bytes, Node] = OrderedDict()
         self._changed = asyncio.Event()

@@ -27,9 +27,11 @@ class Run:
         client: HttpClient,
         nodes: Nodes,
         tell: Tell,
+        retried: Callable[[], None],
         chance: Callable[[], float],
     ) -> None:
-        """`tell` is given what the model says, except for how it ends; `chance` is 0 to 1."""
+        """`tell` is given what the model says, except for how it ends; `retried` is called for each try but
+        the first; `chance` is 0 to 1."""
         self.answer = Answer(job, options.refusals, options.secrets)
         """What is said at the moment, by the last try."""
         self._job = job
@@ -37,6 +39,7 @@ class Run:
         self._client = client
         self._nodes = nodes
         self._tell = tell
+        self._retried = retried
         self._chance = chance
         self._time = asyncio.get_running_loop().time
         self._began_at_s = self._time()
@@ -69,6 +72,7 @@ class Run:
                 if not fault.is_transient or tries > self._options.retries:
                     raise error from None
                 await self._pause(fault, tries)
+                self._retried()
 
     async def _try(self, before: SluiceError | None) -> Finished:
         """One request. `before`: how the last one failed."""

@@ -177,7 +177,7 @@ class Upstream:
 
 
 class Engines:
-    """Engines whose pauses between tries are short."""
+    """Engines whose pauses between tries are short, and what they count."""
 
     def __init__(self, sink: "Sink", first: Upstream) -> None:
         self._sink = sink
@@ -185,6 +185,15 @@ class Engines:
         self._upstreams = [first]
         self.now_s = 1000.0
         """What breakers take for the time."""
+        self.up: dict[str, bool] = {}
+        self.retries = 0
+
+    def upstream_up(self, model: str, node: str, *, is_up: bool) -> None:
+        assert model == "ours"
+        self.up[node] = is_up
+
+    def upstream_retried(self, model: str) -> None:
+        self.retries += 1
 
     async def upstream(self) -> Upstream:
         """Another one."""
@@ -198,7 +207,7 @@ class Engines:
     ) -> OpenAIGenerator:
         nodes = tuple(NodeOptions(one.url, KEY, slots) for one in upstreams or self._upstreams)
         given = replace(OpenAIOptions("m", nodes, check_interval_s=0.0), **options)
-        engine = OpenAIGenerator(given, lambda: self.now_s, lambda: 0.0)
+        engine = OpenAIGenerator("ours", given, self, lambda: self.now_s, lambda: 0.0)
         self._engines.append(engine)
         await engine.start(sink or self._sink, lambda _: None)
         return engine

@@ -51,7 +51,8 @@ def test_after_a_while_one_may_probe(breaker: Breaker, time: Time) -> None:
 def test_the_first_token_of_a_probe_closes_it(breaker: Breaker, time: Time) -> None:
     fail(breaker)
     time.now_s += 10
-    breaker.spoke(is_probe=breaker.enter())
+    assert breaker.enter()
+    breaker.answered()
     assert breaker.is_closed
     assert not breaker.enter()
     fail(breaker, 2)
@@ -86,9 +87,12 @@ def test_who_began_before_it_opened_does_not_keep_it_open(breaker: Breaker, time
     assert breaker.admits
 
 
-def test_who_always_breaks_in_the_middle_is_found_out(breaker: Breaker) -> None:
+def test_who_always_breaks_in_the_middle_is_found_out(breaker: Breaker, time: Time) -> None:
     for _ in range(3):
-        is_probe = breaker.enter()
-        breaker.spoke(is_probe=is_probe)
-        breaker.failed(is_probe=is_probe)
+        breaker.failed(is_probe=breaker.enter())
+    time.now_s += 10
+    for _ in range(3):
+        if breaker.enter():
+            breaker.answered()
+        breaker.failed(is_probe=False)
     assert not breaker.admits

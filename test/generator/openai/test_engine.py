@@ -299,6 +299,7 @@ async def test_what_may_pass_is_tried_again(
 ) -> None:
     upstream.will(upstream.refuse(status), upstream.refuse(status), upstream.say("so"))
     assert text(await attempt(await engines.start(), sink)) == "so"
+    assert engines.retries == 2
 
 
 @pytest.mark.parametrize(

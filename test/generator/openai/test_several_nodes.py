@@ -58,12 +58,15 @@ async def test_a_node_that_fails_is_left_alone_until_a_probe_succeeds(
     ]
     assert len(upstream.calls) == 2
     assert "left alone" in caplog.text
+    assert engines.up == {upstream.url: False}
     engines.now_s += 30
     assert code(await attempt(engine, sink)) == "upstream_failed"
     assert code(await attempt(engine, sink)) == "upstream_unavailable"
     engines.now_s += 30
     upstream.will(upstream.say("so"))
     assert [text(await attempt(engine, sink)) for _ in range(2)] == ["so", "so"]
+    assert engines.up == {upstream.url: True}
+    assert engines.retries == 0
 
 
 async def test_only_one_probes_and_the_first_token_is_enough(
@@ -230,6 +233,7 @@ async def test_a_node_that_is_ill_is_not_asked_until_it_is_well(
     for _ in range(4):
         assert text(await attempt(engine, sink)) == "so"
     assert counts(upstream, other) == [0, 4]
+    assert engines.up == {upstream.url: False, other.url: True}
     assert caplog.text.count("does not answer") == 1
     upstream.is_well = True
     await upstream.checked(2)
