@@ -108,14 +108,16 @@ class Exchange:
                 await self._read(response)
         except aiohttp.ConnectionTimeoutError:
             raise broken("the model's server cannot be reached in time", "upstream_timeout") from None
-        except aiohttp.ClientConnectorError:
-            raise broken("the model's server cannot be reached", "upstream_unavailable") from None
+        except aiohttp.ClientConnectorError as error:
+            message = "the model's server cannot be reached"
+            raise broken(message, "upstream_unavailable", str(error)) from None
         except TimeoutError:
             if not self._answer.has_ended:
                 raise self._late() from None
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError) as error:
             if not self._answer.is_done:
-                raise broken("the model's server broke off its answer") from None
+                message = "the model's server broke off its answer"
+                raise broken(message, detail=f"{message}: {type(error).__name__}") from None
 
     def _late(self) -> Fault:
         if self._time() >= self._end_by_s:

@@ -28,7 +28,7 @@ _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error")
 
 class Fault(Exception):
     """A try that failed. `is_transient`: another one may succeed, after `retry_after_s` if the upstream said
-    so. `blames_node`: it is not the request's fault."""
+    so. `blames_node`: it is not the request's fault. `detail` is for the log: it may hold an address."""
 
     def __init__(
         self,
@@ -37,17 +37,20 @@ class Fault(Exception):
         is_transient: bool = False,
         blames_node: bool = False,
         retry_after_s: float | None = None,
+        detail: str = "",
     ) -> None:
         super().__init__(error.message)
+        self.detail = detail or error.message
         self.error = error
         self.is_transient = is_transient
         self.blames_node = blames_node
         self.retry_after_s = retry_after_s
 
 
-def broken(message: str, code: str = "upstream_failed") -> Fault:
+def broken(message: str, code: str = "upstream_failed", detail: str = "") -> Fault:
     """The node is away, silent, or talks nonsense."""
-    return Fault(GenerationFailed(message, code=code), is_transient=True, blames_node=True)
+    error = GenerationFailed(message, code=code)
+    return Fault(error, is_transient=True, blames_node=True, detail=detail)
 
 
 def refused(status: int, headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> Fault:

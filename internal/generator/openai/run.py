@@ -1,6 +1,7 @@
 """One job: tries until the first token, then reads to the end."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from internal.biz.errors import ContextLengthExceeded, GenerationFailed, SluiceError
@@ -12,6 +13,8 @@ from internal.generator.openai.exchange import Exchange, HttpClient, Tell
 from internal.generator.openai.faults import Fault, broken
 from internal.generator.openai.nodes import Node, Nodes, Visit
 from internal.generator.openai.options import OpenAIOptions
+
+log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 """Between two tries: twice as long each time, less a random part, or what the upstream asks for."""
@@ -86,9 +89,12 @@ class Run:
             await exchange.run(payload.body(self._job, options, self._dropped_turns))
             outputs, end = answer.finish()
         except Fault as fault:
-            # A job counts once against a node: what one person asks shall not close it to all others.
-            if fault.blames_node and visit.node not in self._tried:
-                visit.failed()
+            if fault.blames_node:
+                fields = {"node": visit.node.options.base_url, "reason": fault.detail}
+                log.warning("a request failed at an upstream node", extra=fields)
+                # A job counts once against a node: what one person asks shall not close it to all others.
+                if visit.node not in self._tried:
+                    visit.failed()
             if fault.retry_after_s is not None:
                 visit.node.rest(fault.retry_after_s)
             self._tried.add(visit.node)
