@@ -18,6 +18,8 @@ from internal.biz.errors import (
     UnsupportedFile,
     UnsupportedParameter,
 )
+from internal.biz.models import Failure
+from internal.service.api.chat import failure_error
 from internal.service.errors import close_code, error_body, http_status
 
 LIMITED = RateLimited("x", limit=1, remaining=0, reset_s=60.0, retry_after_s=60.0)
@@ -74,3 +76,19 @@ def test_a_client_may_retry_exactly_what_the_server_calls_retryable() -> None:
     assert again == {409, 429, 503}
     assert all(error.retryable for error in (Conflict, TooManyRequests, Unavailable))
     assert not any(error.retryable for error in (InvalidRequest, NotFound, GenerationFailed, SluiceError))
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("context_length_exceeded", 400),
+        ("upstream_rate_limited", 429),
+        ("upstream_unavailable", 503),
+        ("upstream_timeout", 503),
+        ("upstream_failed", 500),
+        ("generation_failed", 500),
+    ],
+)
+def test_a_failed_answer_has_a_status_that_says_whether_to_come_again(code: str, status: int) -> None:
+    error = failure_error(Failure(code, "so it is"))
+    assert (http_status(error), error.code, error.message) == (status, code, "so it is")

@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 import orjson
 from pydantic import AfterValidator, Field
 
-from internal.biz.errors import ContextLengthExceeded, GenerationFailed, SluiceError
+from internal.biz.errors import (
+    ContextLengthExceeded,
+    GenerationFailed,
+    SluiceError,
+    TooManyRequests,
+    Unavailable,
+)
 from internal.biz.events import Event, ResponseCompleted, ResponseFailed, ResponseIncomplete, TextDelta
 from internal.biz.models import Failure
 from internal.biz.preferences import MAX_MODEL_CHARS, MAX_OUTPUT_TOKENS
@@ -96,9 +102,17 @@ def _event(fields: dict[str, object]) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(fields)
 
 
+_FAILURES: dict[str, type[SluiceError]] = {
+    ContextLengthExceeded.default_code: ContextLengthExceeded,
+    "upstream_rate_limited": TooManyRequests,
+    "upstream_timeout": Unavailable,
+    "upstream_unavailable": Unavailable,
+}
+"""What is not simply a fault of ours: clients look at the status to see whether to come again."""
+
+
 def failure_error(failure: Failure | None) -> SluiceError:
     """What failed a response, as the error that it was."""
     if failure is None:
         return GenerationFailed("the answer failed")
-    kind = ContextLengthExceeded if failure.code == ContextLengthExceeded.default_code else GenerationFailed
-    return kind(failure.message, code=failure.code)
+    return _FAILURES.get(failure.code, GenerationFailed)(failure.message, code=failure.code)
