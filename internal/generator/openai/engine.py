@@ -117,15 +117,12 @@ class OpenAIGenerator:
     # ── the nodes ────────────────────────────────────────────────────────────────────────────────
 
     async def _look_after_nodes(self, client: HttpClient) -> None:
-        """Ask each now and then whether it is alive; the only one there is, once, for the log."""
-        is_alone, interval_s = len(self._nodes.all) == 1, self._options.check_interval_s
-        if not interval_s:
-            return
-        while True:
-            await asyncio.gather(*(self._check(client, node) for node in self._nodes.all))
-            if is_alone:
-                self._nodes.all[0].is_healthy = True
-                self._nodes.all[0].changed()
+        """Ask each now and then whether it is alive. The only one there is gets the requests anyway: for the
+        log, it is asked once."""
+        nodes, interval_s = self._nodes.all, self._options.check_interval_s
+        while interval_s:
+            await asyncio.gather(*(self._check(client, node) for node in nodes))
+            if len(nodes) == 1:
                 return
             await asyncio.sleep(interval_s * (0.75 + 0.5 * self._chance()))
 

@@ -30,7 +30,7 @@ class Node:
         self.breaker = breaker
         self.running = 0
         self.is_healthy = True
-        """Whether it answered when it was looked after; until then it is taken to."""
+        """Whether it answered when it was asked last; until then it is taken to."""
         self.served = 0
         """When it got a request last, as a count."""
         self._clock = clock
@@ -68,10 +68,14 @@ class Visit:
 
     def spoke(self) -> None:
         """The node said the first token."""
+        node = self.node
         if self._is_probe:
             self._is_probe = False
-            self.node.breaker.answered()
-            self.node.changed()
+            node.breaker.answered()
+            node.changed()
+        if not node.is_healthy:
+            node.is_healthy = True
+            node.changed()
 
     def succeeded(self) -> None:
         self.node.breaker.succeeded()

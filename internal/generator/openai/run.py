@@ -97,7 +97,8 @@ class Run:
                     visit.failed()
             if fault.retry_after_s is not None:
                 visit.node.rest(fault.retry_after_s)
-            self._tried.add(visit.node)
+            if fault.is_transient:
+                self._tried.add(visit.node)
             raise
         finally:
             visit.leave()

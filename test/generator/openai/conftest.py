@@ -63,6 +63,10 @@ class Upstream:
     def bodies(self) -> list[Any]:
         return [call.body for call in self.calls]
 
+    def move(self, port: int) -> None:
+        """It is expected there from now on."""
+        self._port = port
+
     def will(self, *scripts: Script) -> None:
         self._scripts = list(scripts)
 

@@ -1,7 +1,9 @@
 """The engine that asks an upstream, on an upstream that behaves as the test wants."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -371,9 +373,11 @@ async def test_an_upstream_that_is_away_is_waited_for_but_not_for_long(
     assert "does not answer" in caplog.text
     reasons = [getattr(record, "reason", "") for record in caplog.records]
     assert any("Connect call failed" in reason for reason in reasons)
+    assert engines.up == {upstream.url: False}
     upstream.will(upstream.say("so"))
     await upstream.start()
     assert text(await attempt(engine, sink)) == "so"
+    assert engines.up == {upstream.url: True}
 
 
 # ── too long ─────────────────────────────────────────────────────────────────────────────────────
@@ -416,6 +420,17 @@ async def test_the_last_turn_is_never_left_out(
     assert upstream.bodies[-1]["messages"][1:] == [{"role": "user", "content": "last"}]
 
 
+async def test_a_dialogue_that_is_too_long_stays_on_its_node(
+    engines: "Engines", upstream: "Upstream", sink: "Sink"
+) -> None:
+    other = await engines.upstream()
+    too_long = upstream.refuse(400, "too long", code="context_length_exceeded")
+    upstream.will(too_long, upstream.say("so"))
+    job = ask(*dialogue(3), truncation=Truncation.AUTO)
+    assert text(await attempt(await engines.start(), sink, job)) == "so"
+    assert (len(upstream.calls), len(other.calls)) == (2, 0)
+
+
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -436,6 +451,22 @@ async def test_who_does_not_begin_in_time_has_failed(
         assert "0.1 s" in message(outputs)
         await asyncio.wait_for(upstream.calls[-1].left.wait(), 5)
     assert len(upstream.calls) == 3
+
+
+async def test_who_does_not_let_anybody_in_has_failed(
+    engines: "Engines", upstream: "Upstream", sink: "Sink"
+) -> None:
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # from then on the kernel drops who knocks
+            knocking = sockets.enter_context(socket.socket())
+            knocking.setblocking(False)
+            knocking.connect_ex(listener.getsockname())
+        await upstream.stop()
+        upstream.move(listener.getsockname()[1])
+        outputs = await attempt(await engines.start(retries=0, connect_timeout_s=0.1), sink)
+    assert code(outputs) == "upstream_timeout"
+    assert "cannot be reached" in message(outputs)
 
 
 async def test_who_falls_silent_has_failed(engines: "Engines", upstream: "Upstream", sink: "Sink") -> None:
