@@ -6,6 +6,8 @@ Source: https://docs.aiohttp.org/en/stable/client_quickstart.html#streaming-resp
 import asyncio
 import io
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -31,12 +33,29 @@ Tell = Callable[[Sequence[Output]], Awaitable[None]]
 """Hands over what the model says, and returns when there is room for more."""
 
 
+@dataclass(slots=True)
+class Transit:
+    """How a request travels."""
+
+    is_reused: bool = False
+    """On a connection that has served before."""
+    is_answered: bool = False
+
+
+async def _reused(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx.is_reused = True
+
+
 class HttpClient:
     """The connections to the nodes of one upstream. Made and used on the event loop."""
 
     def __init__(self, options: OpenAIOptions) -> None:
         self._options = options
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_reused)
         self._session = aiohttp.ClientSession(
+            trace_configs=[tracing],
             # No limit: nobody connects without a place at a node.
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_s),
@@ -53,14 +72,15 @@ class HttpClient:
         key = {"Authorization": f"Bearer {node.api_key}"} if node.api_key else {}
         return {**key, **self._options.headers}
 
-    def post(self, node: Node, body: dict[str, Any]) -> Any:
+    def post(self, node: Node, body: bytes, transit: Transit) -> Any:
         """The response to a request for an answer, as an async context."""
         return self._session.post(
             f"{node.options.base_url}/chat/completions",
-            data=io.BytesIO(orjson.dumps(body)),
+            data=io.BytesIO(body),
             headers={**self._headers(node.options), "Content-Type": "application/json"},
             # A key is for the address that it was configured for.
             allow_redirects=False,
+            trace_request_ctx=transit,
         )
 
     async def is_alive(self, node: Node) -> bool:
@@ -101,11 +121,10 @@ class Exchange:
     async def run(self, body: dict[str, Any]) -> None:
         """Returns when the answer has ended well. Raises Fault; cancelling it closes the connection."""
         try:
-            async with self._timer, self._client.post(self._visit.node, body) as response:
-                if response.status != 200:
-                    said = await _read_refusal(response)
-                    raise refused(response.status, response.headers, said, self._options.secrets)
-                await self._read(response)
+            async with self._timer:
+                data, transit = orjson.dumps(body), Transit()
+                while not await self._ask(data, transit):
+                    transit = Transit()
         except aiohttp.ConnectionTimeoutError:
             raise broken("the model's server cannot be reached in time", "upstream_timeout") from None
         except aiohttp.ClientConnectorError as error:
@@ -118,6 +137,22 @@ class Exchange:
             if not self._answer.is_done:
                 message = "the model's server broke off its answer"
                 raise broken(message, detail=f"{message}: {type(error).__name__}") from None
+
+    async def _ask(self, data: bytes, transit: Transit) -> bool:
+        """False: it has to be asked again, as the node had closed the connection while nobody used it. Each
+        time that is another one, until none is left and a new one is made."""
+        try:
+            async with self._client.post(self._visit.node, data, transit) as response:
+                transit.is_answered = True
+                if response.status != 200:
+                    said = await _read_refusal(response)
+                    raise refused(response.status, response.headers, said, self._options.secrets)
+                await self._read(response)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if transit.is_answered or not transit.is_reused:
+                raise
+            return False
+        return True
 
     def _late(self) -> Fault:
         if self._time() >= self._end_by_s:

@@ -364,6 +364,29 @@ async def test_a_retry_that_would_come_too_late_is_none(
     assert len(upstream.calls) == 1
 
 
+async def test_a_connection_that_was_closed_while_idle_is_nobody_s_fault(
+    engines: "Engines", upstream: "Upstream", sink: "Sink"
+) -> None:
+    seen = set()
+
+    async def once(call: "Call") -> web.StreamResponse:
+        if call.request.transport in seen:
+            call.cut()
+        seen.add(call.request.transport)
+        return await upstream.say("so")(call)
+
+    upstream.will(once)
+    engine = await engines.start(retries=0, breaker_failures=1)
+    jobs = [ask() for _ in range(3)]
+    for _ in range(3):  # at first each on a connection of its own
+        for job in jobs:
+            engine.submit(job)
+        steps = await sink.until_ended(*jobs)
+        assert sum(output == "so" for step in steps for _, output in step) == 3
+    assert len(seen) > 3
+    assert engines.retries == 0
+
+
 async def test_an_upstream_that_is_away_is_waited_for_but_not_for_long(
     engines: "Engines", upstream: "Upstream", sink: "Sink", caplog: pytest.LogCaptureFixture
 ) -> None:
