@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from internal.biz.generation import Finished, Job
+from internal.biz.inbox import StepInbox
+from internal.biz.models import Message, Role, Settings
+from internal.generator.openai.engine import OpenAIGenerator
+from internal.generator.openai.options import NodeOptions, OpenAIOptions
+from internal.metrics.instruments import Instruments
+
 if TYPE_CHECKING:
     from test.e2e.conftest import Answer, OpenResponses, OpenText, RunServer, Server, Until, Visitor
 
@@ -145,6 +152,36 @@ async def test_a_cancel_stops_the_upstream(
         return await asyncio.to_thread(lambda: upstream.busy) == 0
 
     await until(is_idle)
+
+
+async def test_another_attempt_goes_on_in_mid_sentence(upstream: LlamaServer) -> None:
+    """As another worker does when the first one has died, here without the two."""
+    inbox = StepInbox(asyncio.get_running_loop())
+    node = NodeOptions(f"http://127.0.0.1:{upstream.port}/v1", KEY, SLOTS)
+    options = OpenAIOptions("m", (node,), extra_body={"temperature": 0}, continuation="message")
+    engine = OpenAIGenerator("m", options, Instruments())
+    await engine.start(inbox, lambda _: None)
+
+    async def say(begun: str) -> tuple[str, Finished]:
+        messages = (Message(Role.USER, "Tell me about the city of Paris."),)
+        engine.submit(Job("r", messages, Settings(max_output_tokens=24), begun))
+        text = begun
+        while True:
+            for _, output in await inbox.take():
+                if isinstance(output, Finished):
+                    return text, output
+                text += str(output)
+
+    try:
+        whole, end = await say("")
+        again, end_again = await say(whole[: whole.index(",")])
+    finally:
+        await engine.stop()
+    # Where two tokens are about as likely, a prompt of another length may tip the scales.
+    assert again[:30] == whole[:30]
+    assert end.usage.output_tokens == 24
+    assert 20 <= end_again.usage.output_tokens <= 28
+    assert end_again.usage.cached_tokens > 10
 
 
 async def test_an_upstream_dies_in_mid_sentence_is_left_alone_and_comes_back(
