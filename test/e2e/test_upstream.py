@@ -92,7 +92,7 @@ def server(run_server: "RunServer", upstream: LlamaServer) -> Iterator["Server"]
         "slots": SLOTS,
         "retries": 0,
         "breaker": {"failures": 2, "reset": "1s"},
-        "extra_body": {"temperature": 0, "max_tokens": 60},
+        "extra_body": {"temperature": 0, "max_tokens": 30},
     }
     models = [{"name": "smollm2", "generator": "openai", "options": options}]
     sections = {"models": models, "session": {"grace": "100ms"}, "storage": {"titles": False}}

@@ -64,7 +64,7 @@ class Answer:
     @property
     def has_ended(self) -> bool:
         """Whether the model has; the count of its tokens may still come."""
-        return self._reason is not None
+        return self.is_done or self._reason is not None
 
     def feed(self, events: Sequence[bytes]) -> list[Output]:
         """What these events say; texts that came together are one."""

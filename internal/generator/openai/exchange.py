@@ -134,7 +134,7 @@ class Exchange:
             if not self._answer.has_ended:
                 raise self._late() from None
         except (aiohttp.ClientError, OSError) as error:
-            if not self._answer.is_done:
+            if not self._answer.has_ended:
                 message = "the model's server broke off its answer"
                 raise broken(message, detail=f"{message}: {type(error).__name__}") from None
 

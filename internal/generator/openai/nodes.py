@@ -64,11 +64,14 @@ class Visit:
         self.node = node
         self._left = left
         self._is_probe = node.breaker.enter()
+        self._has_spoken = False
         node.running += 1
 
     def spoke(self) -> None:
-        """The node said the first token."""
-        node = self.node
+        """The node said something: that it did so for the first time is what counts."""
+        if self._has_spoken:
+            return
+        self._has_spoken, node = True, self.node
         if self._is_probe:
             self._is_probe = False
             node.breaker.answered()

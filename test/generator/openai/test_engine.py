@@ -277,11 +277,15 @@ async def test_what_was_said_before_the_connection_broke_stays(
     assert len(upstream.calls) == 1
 
 
-async def test_an_answer_is_whole_when_only_its_count_is_missing(
-    engines: "Engines", upstream: "Upstream", sink: "Sink"
+@pytest.mark.parametrize(
+    ("last", "then"), [(STOP, "end"), (STOP, "cut"), (DONE, "end"), (DONE, "cut"), (DONE, "hang")]
+)
+async def test_an_answer_is_whole_when_nothing_but_its_count_is_missing(
+    engines: "Engines", upstream: "Upstream", sink: "Sink", last: bytes, then: Any
 ) -> None:
-    upstream.will(upstream.write(*upstream.texts("so it is"), STOP))
-    assert end(await attempt(await engines.start(), sink)).reason is FinishReason.STOP
+    upstream.will(upstream.write(*upstream.texts("so it is"), last, then=then))
+    outputs = await attempt(await engines.start(), sink)
+    assert (text(outputs), end(outputs).reason) == ("so it is", FinishReason.STOP)
 
 
 async def test_comments_and_carriage_returns_are_no_matter(
