@@ -31,11 +31,12 @@ class StepInbox:
                 self._room.wait()
             self._add(step)
 
-    def give(self, step: list[Chunk]) -> None:
+    def give(self, step: list[Chunk]) -> bool:
         """The same on the event loop, which must not wait here: the reader runs on it. However full the inbox
-        is, the step is taken."""
+        is, the step is taken. True when it is full now."""
         with self._room:
             self._add(step)
+            return len(self._chunks) >= self._max_chunks
 
     async def room(self) -> None:
         """Return when there is room for another step."""

@@ -175,13 +175,13 @@ class Capabilities:
 
 class Sink(Protocol):
     """Takes the chunks of one engine step: an engine's threads `put` them; one that lives on the event loop
-    says them with `give` and waits for `room` before it goes on."""
+    says them with `give`, which never waits, and waits for `room`."""
 
     def put(self, step: list[Chunk]) -> None:
         """Called on any thread but the event loop's. Blocks while the loop lags."""
 
-    def give(self, step: list[Chunk]) -> None:
-        """Called on the event loop. Never blocks."""
+    def give(self, step: list[Chunk]) -> bool:
+        """Called on the event loop. Never blocks. True: wait for `room` before the next step."""
 
     async def room(self) -> None:
         """Return when the loop has caught up."""

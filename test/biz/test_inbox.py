@@ -95,8 +95,9 @@ async def test_close_lets_a_blocked_engine_go_and_drops_what_it_says() -> None:
 async def test_who_writes_on_the_loop_never_blocks_it_and_waits_for_room(settle: Settle) -> None:
     inbox = StepInbox(asyncio.get_running_loop(), max_chunks=2)
     await inbox.room()
-    inbox.give(step("a", "b", "c"))
-    inbox.give(step("d"))
+    assert not inbox.give(step("a"))
+    assert inbox.give(step("b", "c"))
+    assert inbox.give(step("d"))
     waiting = [asyncio.create_task(inbox.room()) for _ in range(2)]
     await settle()
     assert not any(task.done() for task in waiting)

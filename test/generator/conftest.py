@@ -17,8 +17,9 @@ class Sink:
     def put(self, step: list[Chunk]) -> None:
         self._steps.put(list(step))
 
-    def give(self, step: list[Chunk]) -> None:
+    def give(self, step: list[Chunk]) -> bool:
         self.put(step)
+        return False
 
     async def room(self) -> None:
         return

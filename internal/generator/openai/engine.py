@@ -68,9 +68,11 @@ class OpenAIGenerator:
 
     def submit(self, job: Job) -> None:
         assert self._client is not None
+        assert self._sink is not None
         tell = partial(self._tell, job)
+        room = self._sink.room
         retried = partial(self._meter.upstream_retried, self._model)
-        run = Run(job, self._options, self._client, self._nodes, tell, retried, self._chance)
+        run = Run(job, self._options, self._client, self._nodes, tell, room, retried, self._chance)
         task = asyncio.create_task(run.generate())
         self._tasks[job] = task
         task.add_done_callback(partial(self._ended, job, run))
@@ -88,12 +90,9 @@ class OpenAIGenerator:
         if self._client is not None:
             await self._client.close()
 
-    async def _tell(self, job: Job, outputs: Sequence[Output]) -> None:
+    def _tell(self, job: Job, outputs: Sequence[Output]) -> bool:
         assert self._sink is not None
-        if outputs:
-            self._sink.give([(job, output) for output in outputs])
-            # Until there is room nothing is read, and soon the upstream has to wait as well.
-            await self._sink.room()
+        return self._sink.give([(job, output) for output in outputs])
 
     def _ended(self, job: Job, run: Run, task: asyncio.Task[Finished]) -> None:
         """The last word on a job, also on one that was cancelled before it began."""

@@ -26,11 +26,13 @@ COUNT_WAIT_S = 5.0
 """How long the count of tokens may come behind the end of the answer."""
 END_WAIT_S = 0.25
 """How long the end of the stream may come behind its last event. A connection that saw it serves again."""
+LENIENCE = 1.1
+"""How much longer a silence may last than it should."""
 REFUSAL_WAIT_S = 5.0
 """How long the reason may come behind a status."""
 
-Tell = Callable[[Sequence[Output]], Awaitable[None]]
-"""Hands over what the model says, and returns when there is room for more."""
+Tell = Callable[[Sequence[Output]], bool]
+"""Hands over what the model says. True: there is no room for more."""
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class Exchange:
         visit: Visit,
         answer: Answer,
         tell: Tell,
+        room: Callable[[], Awaitable[None]],
         first_token_by_s: float,
         end_by_s: float,
     ) -> None:
@@ -113,6 +116,7 @@ class Exchange:
         self._visit = visit
         self._answer = answer
         self._tell = tell
+        self._room = room
         self._first_token_by_s = first_token_by_s
         self._end_by_s = end_by_s
         self._time = asyncio.get_running_loop().time
@@ -187,23 +191,33 @@ class Exchange:
         answer = self._answer
         if answer.has_begun:
             self._visit.spoke()
-        if outputs:
-            # Waiting for room is not the upstream's silence.
+        if outputs and self._tell(outputs):
+            # Until there is room nothing is read, and soon the upstream has to wait as well: that is not its
+            # silence.
             self._timer.reschedule(self._end_by_s)
-            await self._tell(outputs)
+            await self._room()
         if answer.fault is not None:
             raise answer.fault
-        self._timer.reschedule(min(self._end_by_s, self._silent_until_s()))
+        self._rewind()
 
-    def _silent_until_s(self) -> float:
-        """When the next event has to be here."""
+    def _rewind(self) -> None:
+        """Begin to wait for the next event. To set the timer costs as much as to read a token: it is set a
+        little longer, and less often."""
+        now_s = self._time()
+        wait_s = min(self._patience_s(now_s), self._end_by_s - now_s)
+        until_s = self._timer.when() or 0.0
+        if not wait_s <= until_s - now_s <= wait_s * LENIENCE:
+            self._timer.reschedule(min(self._end_by_s, now_s + wait_s * LENIENCE))
+
+    def _patience_s(self, now_s: float) -> float:
+        """How long the next event may take."""
         if self._answer.is_done:
-            return self._time() + END_WAIT_S
+            return END_WAIT_S
         if self._answer.has_ended:
-            return self._time() + COUNT_WAIT_S
+            return COUNT_WAIT_S
         if not self._answer.has_begun:
-            return self._first_token_by_s
-        return self._time() + self._options.token_timeout_s
+            return self._first_token_by_s - now_s
+        return self._options.token_timeout_s
 
 
 async def _read_refusal(response: aiohttp.ClientResponse) -> bytes:

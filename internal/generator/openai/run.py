@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from internal.biz.errors import ContextLengthExceeded, GenerationFailed, SluiceError
 from internal.biz.generation import Finished, FinishReason, Job
@@ -30,11 +30,12 @@ class Run:
         client: HttpClient,
         nodes: Nodes,
         tell: Tell,
+        room: Callable[[], Awaitable[None]],
         retried: Callable[[], None],
         chance: Callable[[], float],
     ) -> None:
-        """`tell` is given what the model says, except for how it ends; `retried` is called for each try but
-        the first; `chance` is 0 to 1."""
+        """`tell` is given what the model says, except for how it ends, and waited for `room` when it says so;
+        `retried` is called for each try but the first; `chance` is 0 to 1."""
         self.answer = Answer(job, options.refusals, options.secrets)
         """What is said at the moment, by the last try."""
         self._job = job
@@ -42,6 +43,7 @@ class Run:
         self._client = client
         self._nodes = nodes
         self._tell = tell
+        self._room = room
         self._retried = retried
         self._chance = chance
         self._time = asyncio.get_running_loop().time
@@ -83,7 +85,14 @@ class Run:
         visit = await self._enter(before)
         answer = self.answer = Answer(self._job, options.refusals, options.secrets)
         exchange = Exchange(
-            self._client, options, visit, answer, self._tell, self._first_token_by_s, self._end_by_s
+            self._client,
+            options,
+            visit,
+            answer,
+            self._tell,
+            self._room,
+            self._first_token_by_s,
+            self._end_by_s,
         )
         try:
             await exchange.run(payload.body(self._job, options, self._dropped_turns))
@@ -103,7 +112,7 @@ class Run:
         finally:
             visit.leave()
         visit.succeeded()
-        await self._tell(outputs)
+        self._tell(outputs)
         return end
 
     @property
