@@ -166,7 +166,7 @@ def test_packages_make_no_circle_either() -> None:
 
 def test_only_its_adapter_imports_llama_cpp_and_only_when_it_is_needed() -> None:
     found = [one for one in imports() if is_in(one.target, "xllamacpp")]
-    assert {one.module for one in found} == {"internal.generator.llamacpp"}
+    assert {one.module for one in found} == {"internal.generator.llamacpp_library"}
     assert all(one.lazily for one in found)
 
 

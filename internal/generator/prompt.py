@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -18,8 +18,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from internal.biz.errors import ContextLengthExceeded, InvalidRequest
 from internal.biz.generation import MAX_CHARS_PER_TOKEN
-from internal.biz.models import Message, Role, Truncation
+from internal.biz.models import Message, Role, Tool, ToolCall, Truncation
 from internal.generator.attachments import text_with_files
+from internal.generator.tools import CallFormat
 
 # Unicode noncharacters: they have no meaning in any text (Unicode §23.7), and are taken out of ours.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -47,17 +48,91 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise InvalidRequest(f"the chat template does not compile: {error}") from error
         self._variables = variables
+        self.thinks = "<think>" in source
+        """Whether the model may reason before it answers."""
+        self.call_format = self._find_call_format()
+        """None: tools and calls are not for this template, or in a form that we do not read."""
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
-        """The prompt up to where the assistant speaks."""
-        marked: list[dict[str, str]] = [
-            {"role": message.role.value, "content": _mark(text_with_files(message))} for message in messages
-        ]
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Piece]:
+        """The prompt up to where the assistant speaks.
+
+        Source: https://huggingface.co/docs/transformers/chat_extras (what templates expect of tools)
+        """
+        names = {call.id: call.name for message in messages for call in message.calls}
+        marked = [_turn(message, names) for message in messages]
+        variables: dict[str, Any] = {**self._variables}
+        if tools:
+            variables["tools"] = [_declaration(tool) for tool in tools]
         try:
-            text = self._template.render(messages=marked, add_generation_prompt=True, **self._variables)
+            text = self._template.render(messages=marked, add_generation_prompt=True, **variables)
         except Exception as error:  # a template is foreign code and may raise anything
             raise InvalidRequest(f"the model's chat template refuses this: {error}") from error
         return _split(text)
+
+    def _find_call_format(self) -> CallFormat | None:
+        """How the template writes a call: it is asked to."""
+        call = ToolCall("probe00id", "probe", '{"of": "it"}')
+        described = "says what is probed"
+        dialogue = (
+            Message(Role.USER, "go"),
+            Message(Role.ASSISTANT, "", (call,)),
+            Message(Role.TOOL, "it went", call_id=call.id),
+            Message(Role.USER, "on"),
+        )
+        try:
+            text = "".join(piece.text for piece in self.render(dialogue, (Tool(call.name, described),)))
+        except InvalidRequest:
+            return None
+        is_told = described in text and "it went" in text
+        return CallFormat.of(text, call) if is_told else None
+
+
+def _turn(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+    """A message as templates expect it. `names` are those of the functions that were called, by call id."""
+    turn: dict[str, Any] = {"role": message.role.value, "content": _mark(text_with_files(message))}
+    if message.calls:
+        turn["tool_calls"] = [
+            {"type": "function", "id": _marked(call.id), "function": _function(call)}
+            for call in message.calls
+        ]
+    if message.call_id is not None:
+        turn["tool_call_id"] = _marked(message.call_id)
+        turn["name"] = _marked(names.get(message.call_id, ""))
+    return turn
+
+
+def _function(call: ToolCall) -> dict[str, Any]:
+    """Templates make JSON of the arguments, some of them unless they are a string."""
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        arguments = call.arguments
+    return {"name": _marked(call.name), "arguments": _marked(arguments)}
+
+
+def _declaration(tool: Tool) -> dict[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description or "",
+        "parameters": tool.parameters or {"type": "object", "properties": {}},
+    }
+    return {"type": "function", "function": _marked(function)}
+
+
+_HARMLESS = re.compile(r"[\w\s.,:;!?'()/+-]*")
+"""No special token looks like this, and templates compare such strings with their own ("object", …)."""
+
+
+def _marked(value: Any) -> Any:
+    """`value` with all strings in it marked, the names of members too."""
+    match value:
+        case str():
+            return value if _HARMLESS.fullmatch(value) else _mark(value)
+        case Mapping():
+            return {_marked(name): _marked(member) for name, member in value.items()}
+        case list() | tuple():
+            return [_marked(member) for member in value]
+    return value
 
 
 def _mark(content: str) -> str:
@@ -89,8 +164,15 @@ def _add(pieces: list[Piece], text: str, *, special: bool) -> None:
         pieces.append(Piece(text, special))
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As in Hugging Face's library, but `ensure_ascii` is not heard: marks have to stay what they are."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> None:

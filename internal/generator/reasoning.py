@@ -1,11 +1,13 @@
 """Splits a model's stream into reasoning and answer: `<think>…</think>`, wherever chunks are cut. And
 joins them again, for a model that shall go on where an earlier attempt ended."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 from internal.biz.events import Delta, ReasoningDelta, TextDelta
 from internal.biz.generation import Job
+from internal.generator import tools
 from internal.generator.prompt import Piece
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -33,6 +35,10 @@ class ReasoningSplitter:
     @property
     def thinking(self) -> bool:
         return self._state == "thinking"
+
+    @property
+    def starting(self) -> bool:
+        return self._state == "start"
 
     def feed(self, text: str) -> list[Delta]:
         text = self._held + text
@@ -84,16 +90,23 @@ def _reasoning(text: str) -> list[Delta]:
     return [ReasoningDelta(text)] if text else []
 
 
-def resume(prompt: Sequence[Piece], job: Job) -> tuple[list[Piece], ReasoningSplitter]:
-    """What earlier attempts at `job` have said, to stand behind its prompt as if the model had just written
-    it, and the splitter for what the model says next.
+def begin(prompt: Sequence[Piece]) -> ReasoningSplitter:
+    """For what a model says first. A template may open the reasoning itself, in which case the model never
+    says the tag."""
+    return ReasoningSplitter("thinking" if _is_opened(prompt) else "start")
 
-    A template may open the reasoning itself, in which case the model never says the tag.
-    """
-    end = prompt[-1].text if prompt and prompt[-1].special else ""
-    opened = end.rstrip().endswith(_OPEN)
-    if not job.reasoning and not job.emitted:
-        return [], ReasoningSplitter("thinking" if opened else "start")
+
+def _is_opened(prompt: Sequence[Piece]) -> bool:
+    return bool(prompt) and prompt[-1].special and prompt[-1].text.rstrip().endswith(_OPEN)
+
+
+def resume(prompt: Sequence[Piece], job: Job, called: str = "") -> tuple[list[Piece], ReasoningSplitter]:
+    """What earlier attempts at `job` have said, to stand behind its prompt as if the model had just written
+    it, and the splitter for what the model says next. `called`: what they have called, as the model writes
+    it."""
+    if not job.reasoning and not job.emitted and not called:
+        return [], begin(prompt)
+    end, opened = prompt[-1].text if prompt else "", _is_opened(prompt)
     said = []
     if job.reasoning or opened:
         if not opened:
@@ -106,4 +119,8 @@ def resume(prompt: Sequence[Piece], job: Job) -> tuple[list[Piece], ReasoningSpl
         said.append(Piece(f"{_CLOSE}\n\n", special=True))
     if job.emitted:
         said.append(Piece(job.emitted, special=False))
-    return said, ReasoningSplitter("answering", begun=bool(job.emitted))
+    if called:
+        text = f"\n{called}" if job.emitted else called
+        parts = re.split(f"({tools.OPEN}|{tools.CLOSE})", text)
+        said += [Piece(part, part in (tools.OPEN, tools.CLOSE)) for part in parts if part]
+    return said, ReasoningSplitter("answering", begun=bool(job.emitted or called))

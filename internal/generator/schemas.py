@@ -1,0 +1,133 @@
+"""JSON Schemas that an answer has to follow, as grammars of llguidance, the library that llama.cpp follows
+them with.
+
+llama.cpp takes a grammar that cannot be compiled for none, and says nothing: so it is compiled here first,
+and the answer is checked in the end. It compiles on the thread that all responses share: so what would take
+it long is refused.
+
+Source: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from internal.biz.errors import InvalidRequest
+
+MAX_CHARS = 65536
+MAX_DEPTH = 64
+MAX_COUNT = 10_000
+"""Items and properties: llama.cpp was busy for ten seconds with a million, and did not come back from 10⁹."""
+MAX_MULTIPLE = 10_000
+"""Of the digits of all `multipleOf` together, multiplied: one of 999983 took 19 s."""
+
+_HEAD = "%llguidance {}\n"
+_GAP = r"/\s{0,4}/"
+_COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
+_OPTIONS = "x-guidance"
+_SPACE = r"(\x20|\n\x20{0,80})?"
+"""White space between JSON's tokens. A small model that may write any writes newlines until it is stopped."""
+
+
+class Grammar:
+    """What the model has to write, in llguidance's variant of Lark."""
+
+    def __init__(self, answers: Sequence[str], rules: str, param: str) -> None:
+        """An answer follows one of the rules named in `answers`, which are among `rules`. Raises
+        InvalidRequest, naming `param`."""
+        self._answer = f"answer: {' | '.join(answers)}\n{rules}"
+        self._matcher = _matcher(f"{_HEAD}start: answer\n{self._answer}")
+        if self._matcher.is_error():
+            raise _invalid(param, _reason(self._matcher.get_error()))
+
+    def behind(self, thought: str | None) -> str:
+        """The grammar for llama.cpp. `thought`: how the reasoning begins that may stand before the answer;
+        empty: it has begun already; None: there is none."""
+        if thought is None:
+            return f"{_HEAD}start: answer\n{self._answer}"
+        begin = f"(thought {_GAP})?" if thought else f"thought {_GAP}"
+        rule = f'thought[suffix="</think>"]: /{thought}(?s:.*)/\n'
+        return f"{_HEAD}start: {begin} answer\n{rule}{self._answer}"
+
+    def accepts(self, text: str) -> bool:
+        """Whether `text` is all that an answer has to be. To be asked once."""
+        written = list(text.encode("utf-8", "replace"))
+        return bool(self._matcher.consume_tokens(written) and self._matcher.is_accepting())
+
+
+def json_rule(schema: Mapping[str, Any], param: str, *, strict: bool) -> str:
+    """The part of a grammar that is a JSON text of `schema`.
+
+    Unless `strict`, what llguidance does not know of JSON Schema is left out. A `oneOf` is taken for an
+    `anyOf`. Raises InvalidRequest, naming `param`, for a schema beyond the bounds.
+    """
+    _check(schema, param)
+    options = {"whitespace_pattern": _SPACE, "coerce_one_of": True, "lenient": not strict}
+    return f"%json {json.dumps({**schema, _OPTIONS: options})}"
+
+
+def _check(schema: Mapping[str, Any], param: str) -> None:
+    multiple = 1
+    try:
+        for key, value in _walk(schema, MAX_DEPTH):
+            if key in _COUNTS and _is_number(value) and value > MAX_COUNT:
+                raise _invalid(param, f"{key} is {MAX_COUNT} at most")
+            if key == "multipleOf" and _is_number(value):
+                multiple *= _digits(value)
+        size = len(json.dumps(schema))
+    except (RecursionError, ValueError) as error:
+        raise _invalid(param, "it is nested too deep, or no JSON") from error
+    if multiple > MAX_MULTIPLE:
+        raise _invalid(param, "its multipleOf are too large")
+    if size > MAX_CHARS:
+        raise _invalid(param, f"it has {size} characters, {MAX_CHARS} are allowed")
+
+
+def _walk(value: object, depth: int) -> Iterator[tuple[str, Any]]:
+    """All members of all objects. Raises RecursionError."""
+    if depth == 0:
+        raise RecursionError
+    if isinstance(value, Mapping):
+        for key, member in value.items():
+            yield key, member
+            yield from _walk(member, depth - 1)
+    elif isinstance(value, (list, tuple)):
+        for member in value:
+            yield from _walk(member, depth - 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _digits(number: float) -> int:
+    """The number without its point and the zeros around: how many remainders an automaton has to count."""
+    return int("".join(map(str, Decimal(repr(number)).normalize().as_tuple().digits)) or "1") or 1
+
+
+def _invalid(param: str, reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"the JSON Schema cannot be followed: {reason}", code="invalid_json_schema", param=param
+    )
+
+
+def _reason(error: str) -> str:
+    """llguidance's own words, without the grammar that it repeats."""
+    return error.partition("\n")[0].rpartition("failed to compile JSON schema: ")[2][:200]
+
+
+def _matcher(grammar: str) -> Any:
+    import llguidance
+
+    return llguidance.LLMatcher(_tokenizer(), grammar, log_level=0)
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    """One token for each byte."""
+    import llguidance
+
+    return llguidance.LLTokenizer("byte")
