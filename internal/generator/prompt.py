@@ -73,6 +73,8 @@ class ChatTemplate:
         """How the template writes a call: it is asked to."""
         call = ToolCall("probe00id", "probe", '{"of": "it"}')
         described = "says what is probed"
+        text_of_it = {"type": "string", "description": "what it is"}
+        takes = {"type": "object", "properties": {"of": text_of_it}, "required": ["of"]}
         dialogue = (
             Message(Role.USER, "go"),
             Message(Role.ASSISTANT, "", (call,)),
@@ -80,9 +82,10 @@ class ChatTemplate:
             Message(Role.USER, "on"),
         )
         try:
-            text = "".join(piece.text for piece in self.render(dialogue, (Tool(call.name, described),)))
+            pieces = self.render(dialogue, (Tool(call.name, described, takes),))
         except InvalidRequest:
             return None
+        text = "".join(piece.text for piece in pieces)
         is_told = described in text and "it went" in text
         return CallFormat.of(text, call) if is_told else None
 
