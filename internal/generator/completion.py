@@ -9,7 +9,7 @@ from internal.biz.generation import Finished, FinishReason, Job, Output, Prefill
 from internal.biz.models import Message, Role, Usage
 from internal.generator.prompt import ChatTemplate, Piece, fit
 from internal.generator.reasoning import ReasoningSplitter, begin, resume
-from internal.generator.schemas import Grammar, json_rule
+from internal.generator.schemas import Grammar, check, json_rule
 from internal.generator.speech import Replay, Speech
 
 _SEEDS = 2**32 - 1
@@ -140,10 +140,12 @@ class Completion:
 
     @property
     def _has_called_all(self) -> bool:
-        """Whether earlier attempts have said the last call: of a list, they have said its end as well."""
-        form, tooling = self._template.call_format, self.job.settings.tooling
-        is_one = not tooling.parallel or tooling.is_forced or (form is not None and form.is_list)
-        return bool(self.job.called) and is_one
+        """Whether earlier attempts have said the last call: of a list, they have said its end as well, and a
+        grammar has one call or one list."""
+        form, settings = self._template.call_format, self.job.settings
+        tooling, is_list = settings.tooling, form is not None and form.is_list
+        is_grammar = tooling.is_forced or settings.output_format is not None
+        return bool(self.job.called) and (is_list or is_grammar or not tooling.parallel)
 
     def _grammar(self) -> Grammar | None:
         """What the answer has to follow. Raises InvalidRequest."""
@@ -156,7 +158,8 @@ class Completion:
         if output is not None and not tooling.is_forced:
             param = "response_format"
             schema = {"type": "object"} if output.schema is None else output.schema
-            rules += f"json: {json_rule(schema, param, strict=output.strict)}\n"
+            check(schema, param)
+            rules += f"json: {json_rule(schema, strict=output.strict)}\n"
             answers.append("json")
         return Grammar(answers, rules, param) if answers else None
 

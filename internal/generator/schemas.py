@@ -19,11 +19,15 @@ from internal.biz.errors import InvalidRequest
 
 MAX_CHARS = 65536
 MAX_DEPTH = 64
-MAX_COUNT = 10_000
-"""Items and properties: llama.cpp was busy for ten seconds with a million, and did not come back from 10⁹."""
+MAX_COUNT = 5000
+"""Of all items and properties that are counted, together, once more for each `$ref`: llama.cpp was busy for
+seven seconds with 180,000, and did not come back from 10⁹."""
 MAX_MULTIPLE = 10_000
 """Of the digits of all `multipleOf` together, multiplied: one of 999983 took 19 s."""
 
+_MAX_FUEL = 300_000
+_MAX_SYMBOLS = 20_000
+"""Of llguidance's own work and grammar: a third and less of what it allows, and llama.cpp with it."""
 _HEAD = "%llguidance {}\n"
 _GAP = r"/\s{0,4}/"
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
@@ -58,30 +62,34 @@ class Grammar:
         return bool(self._matcher.consume_tokens(written) and self._matcher.is_accepting())
 
 
-def json_rule(schema: Mapping[str, Any], param: str, *, strict: bool) -> str:
+def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
     """The part of a grammar that is a JSON text of `schema`.
 
     Unless `strict`, what llguidance does not know of JSON Schema is left out. A `oneOf` is taken for an
-    `anyOf`. Raises InvalidRequest, naming `param`, for a schema beyond the bounds.
+    `anyOf`. To be checked before.
     """
-    _check(schema, param)
     options = {"whitespace_pattern": _SPACE, "coerce_one_of": True, "lenient": not strict}
     return f"%json {json.dumps({**schema, _OPTIONS: options})}"
 
 
-def _check(schema: Mapping[str, Any], param: str) -> None:
-    multiple = 1
+def check(schema: object, param: str) -> None:
+    """Raises InvalidRequest, naming `param`, for a schema, or several of one grammar, beyond the bounds."""
+    count, references, multiple = 0.0, 0, 1
     try:
         for key, value in _walk(schema, MAX_DEPTH):
-            if key in _COUNTS and _is_number(value) and value > MAX_COUNT:
-                raise _invalid(param, f"{key} is {MAX_COUNT} at most")
-            if key == "multipleOf" and _is_number(value):
+            if key in _COUNTS and _is_number(value):
+                count += abs(value)
+            elif key == "$ref":
+                references += 1
+            elif key == "multipleOf" and _is_number(value):
                 multiple *= _digits(value)
         size = len(json.dumps(schema))
     except (RecursionError, ValueError) as error:
         raise _invalid(param, "it is nested too deep, or no JSON") from error
+    if count * (1 + references) > MAX_COUNT:
+        raise _invalid(param, f"{', '.join(_COUNTS)} add up to more than {MAX_COUNT}, counted for each $ref")
     if multiple > MAX_MULTIPLE:
-        raise _invalid(param, "its multipleOf are too large")
+        raise _invalid(param, f"the digits of its multipleOf are more than {MAX_MULTIPLE}, multiplied")
     if size > MAX_CHARS:
         raise _invalid(param, f"it has {size} characters, {MAX_CHARS} are allowed")
 
@@ -122,7 +130,8 @@ def _reason(error: str) -> str:
 def _matcher(grammar: str) -> Any:
     import llguidance
 
-    return llguidance.LLMatcher(_tokenizer(), grammar, log_level=0)
+    limits = llguidance.LLParserLimits(initial_lexer_fuel=_MAX_FUEL, max_grammar_size=_MAX_SYMBOLS)
+    return llguidance.LLMatcher(_tokenizer(), grammar, log_level=0, limits=limits)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 from internal.biz.events import TextDelta
 from internal.biz.ids import new_id
 from internal.biz.models import Tool, ToolCall, Tooling
-from internal.generator.schemas import json_rule
+from internal.generator.schemas import check, json_rule
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16
@@ -63,11 +63,12 @@ class CallFormat:
 
 def _call_rule(tools: Sequence[Tool]) -> str:
     """The rule of `call`: the name of a tool and what it takes. Raises InvalidRequest."""
+    check([tool.parameters for tool in tools], "tools")
     choices = []
     for tool in tools:
         arguments = tool.parameters or _NO_ARGUMENTS
         # References inside of the schema count from its root: it has to be a text of its own.
-        rule = json_rule(arguments, "tools", strict=tool.strict)
+        rule = json_rule(arguments, strict=tool.strict)
         name = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
         choices.append(f'{name} {rule} "}}"')
     return f"call: {' | '.join(choices)}\n"

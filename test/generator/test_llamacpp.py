@@ -13,10 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from internal.biz.errors import GenerationFailed
+from internal.biz.errors import GenerationFailed, InvalidRequest, UnsupportedParameter
 from internal.biz.events import Event, ReasoningDelta, ResponseQueued, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Job, Output, Prefilled, Transcript
-from internal.biz.models import Message, Request, Response, Role, Settings, Status, Truncation
+from internal.biz.models import (
+    Message,
+    OutputFormat,
+    Request,
+    Response,
+    Role,
+    Sampling,
+    Settings,
+    Status,
+    Tool,
+    ToolCall,
+    Tooling,
+    Truncation,
+)
 from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
 
 if TYPE_CHECKING:
@@ -76,7 +89,11 @@ class FakeLlamaCpp(ModuleType):
 
     def tokens(self, text: str, special: bool) -> list[int]:
         tokens = []
-        for part in re.findall(r"</?think>|<(?:user|assistant|system)>|(?s:.)", text) if special else text:
+        for part in (
+            re.findall(r"</?(?:think|tool_call)>|<(?:user|assistant|system|tool)>|(?s:.)", text)
+            if special
+            else text
+        ):
             if len(part) > 1 and part not in self._tags:
                 self._tags.append(part)
             tokens.append(-1 - self._tags.index(part) if len(part) > 1 else ord(part))
@@ -299,6 +316,205 @@ async def test_the_same_turns_are_kept_however_much_was_said(
         assert prompt == first + [ord("x")] * said
 
 
+# ── stop strings, schemas, tools ─────────────────────────────────────────────────────────────────
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+WEATHER = Tool("weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}})
+CALLING_TEMPLATE = """{{ tools | tojson if tools }}{% for m in messages %}<{{ m.role }}>{{ m.content }}
+{%- for call in m.tool_calls %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endfor %}<assistant>"""
+
+
+def call(city: str) -> str:
+    return f'<tool_call>\n{{"name": "weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>'
+
+
+def calls(outputs: Sequence[Output]) -> list[str]:
+    return [output.arguments for output in outputs if isinstance(output, ToolCall)]
+
+
+def shape(outputs: Sequence[object]) -> list[object]:
+    """Without the ids of calls, and deltas joined."""
+    shapes: list[object] = []
+    for output in outputs:
+        if isinstance(output, str) and shapes and isinstance(shapes[-1], type(output)):
+            shapes[-1] = type(output)(str(shapes[-1]) + output)
+        else:
+            shapes.append((output.name, output.arguments) if isinstance(output, ToolCall) else output)
+    return shapes
+
+
+async def test_an_answer_ends_before_a_stop_string(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    library.script = "<think>\nnot here: END\n</think>\n\none two END three" + "x" * 900
+    outputs = await attempt(await engines.start(), sink, begin(ask("x", stop=("STOP", "END"))))
+    assert thought(outputs) == "not here: END\n"
+    assert text(outputs) == "one two "
+    assert end(outputs).reason is FinishReason.STOP
+    assert end(outputs).usage.output_tokens == len("T\nnot here: END\nT\n\none two END")
+
+
+async def test_a_model_that_stops_in_a_stop_string_has_said_it(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    library.script = "one two EN"
+    outputs = await attempt(await engines.start(), sink, begin(ask("x", stop=("END",))))
+    assert text(outputs) == "one two EN"
+    assert end(outputs).reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("template", "script", "settings"),
+    [
+        (TEMPLATE, "one E two EN three END four", {"stop": ("END",)}),
+        (OPENING_TEMPLATE, "<think>\nEND</think>\n\nEEND", {"stop": ("END",)}),
+        (CALLING_TEMPLATE, f"Let me see.\n{call('Köln')}\n{call('Rom')}", {"tooling": Tooling((WEATHER,))}),
+        (CALLING_TEMPLATE, f"{call('Köln')}", {"tooling": Tooling((WEATHER,), "required")}),
+        (
+            CALLING_TEMPLATE,
+            f"{call('Köln')}\n{call('Rom')}",
+            {"tooling": Tooling((WEATHER,), parallel=False)},
+        ),
+        (CALLING_TEMPLATE, f"<think>\nhm\n</think>\n\n{call('Köln')}", {"tooling": Tooling((WEATHER,))}),
+        (TEMPLATE, '{"name": "Ada"}', {"output_format": OutputFormat(PERSON)}),
+        (
+            OPENING_TEMPLATE,
+            '<think>\nhm\n</think>\n\n{"name": "Ada"}',
+            {"output_format": OutputFormat(PERSON)},
+        ),
+    ],
+)
+async def test_features_do_not_depend_on_where_an_attempt_ended(
+    engines: Engines,
+    library: FakeLlamaCpp,
+    sink: "Sink",
+    template: str,
+    script: str,
+    settings: dict[str, Any],
+) -> None:
+    engine, library.script = await engines.start(template), script
+    request = ask("x", **settings)
+    straight = begin(request)
+    outputs = await attempt(engine, sink, straight)
+    assert end(outputs).reason is FinishReason.STOP
+    for cut in range(len(outputs)):
+        lost = begin(request)
+        queued = ResponseQueued(Response.of(request, Status.QUEUED))
+        run = begin(request, (queued, *write(lost, outputs[:cut])))
+        rest = await attempt(engine, sink, run)
+        assert shape([*outputs[:cut], *rest[:-1]]) == shape(outputs[:-1])
+        assert end(rest).reason is FinishReason.STOP
+        usage, expected = end(rest).usage, end(outputs).usage
+        assert usage.input_tokens == expected.input_tokens
+        assert abs(usage.output_tokens - expected.output_tokens) <= 2  # white space around tags
+
+
+async def test_calls_are_told_whole_and_counted(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    library.script = f"Let me see.\n{call('Köln')}\n{call('Rom')}\n"
+    engine = await engines.start(CALLING_TEMPLATE)
+    outputs = await attempt(engine, sink, begin(ask("x", tooling=Tooling((WEATHER,)))))
+    assert text(outputs) == "Let me see."
+    assert calls(outputs) == ['{"city": "Köln"}', '{"city": "Rom"}']
+    assert end(outputs).usage.output_tokens == len(library.tokens(library.script, special=True))
+    assert "grammar" not in library.requests[-1]
+    one = await attempt(engine, sink, begin(ask("x", tooling=Tooling((WEATHER,), parallel=False))))
+    assert calls(one) == ['{"city": "Köln"}']
+    none = await attempt(engine, sink, begin(ask("x", tooling=Tooling((WEATHER,), "none"))))
+    assert text(none) == library.script
+
+
+async def test_a_template_without_calls_refuses_tools_by_name(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, tooling = await engines.start(), Tooling((WEATHER,))
+    result = Message(Role.TOOL, "rain", call_id="call_1")
+    for request in (ask("x", tooling=tooling), ask("x", result)):
+        error = end(await attempt(engine, sink, begin(request))).error
+        assert isinstance(error, UnsupportedParameter)
+        assert error.param == "tools"
+    declined = await attempt(engine, sink, begin(ask("x", tooling=Tooling((WEATHER,), "none"))))
+    assert text(declined) == library.script
+
+
+async def test_a_forced_call_and_a_schema_become_a_grammar(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script = await engines.start(CALLING_TEMPLATE), call("Köln")
+    forced, person = Tooling((WEATHER,), "required"), OutputFormat(PERSON)
+    await attempt(engine, sink, begin(ask("x", tooling=forced)))
+    assert "answer: calls\n" in library.requests[-1]["grammar"]
+    await attempt(engine, sink, begin(ask("x", tooling=Tooling((WEATHER,)), output_format=person)))
+    assert "answer: calls | json\n" in library.requests[-1]["grammar"]
+    library.script = '{"name": "Ada"}'
+    await attempt(engine, sink, begin(ask("x", output_format=person)))
+    assert "answer: json\n" in library.requests[-1]["grammar"]
+    library.script = "{}"
+    await attempt(engine, sink, begin(ask("x", output_format=OutputFormat())))
+    assert '"type": "object"' in library.requests[-1]["grammar"]
+
+
+async def test_an_answer_that_does_not_follow_its_schema_is_a_failure(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, settings = await engines.start(), {"output_format": OutputFormat(PERSON)}
+    library.script = '{"name": 5}'
+    error = end(await attempt(engine, sink, begin(ask("x", **settings)))).error
+    assert isinstance(error, GenerationFailed)
+    assert error.code == "schema_not_followed"
+    cut = end(await attempt(engine, sink, begin(ask("x", **settings, max_output_tokens=5))))
+    assert cut.reason is FinishReason.LENGTH
+
+
+async def test_a_schema_that_cannot_be_followed_never_reaches_the_library(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine = await engines.start(CALLING_TEMPLATE)
+    schema = {"type": "array", "minItems": 10**9}
+    in_format = ask("x", output_format=OutputFormat(schema))
+    in_tool = ask("x", tooling=Tooling((Tool("f", parameters=schema),), "required"))
+    for request, param in ((in_format, "response_format"), (in_tool, "tools")):
+        error = end(await attempt(engine, sink, begin(request))).error
+        assert isinstance(error, InvalidRequest)
+        assert (error.code, error.param) == ("invalid_json_schema", param)
+    assert library.requests == []
+
+
+async def test_a_model_that_begins_another_answer_cannot_go_on_with_the_first(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script = await engines.start(), '{"name": "Eve"}'
+    settings = Settings(output_format=OutputFormat(PERSON))
+    job = Job("r", (Message(Role.USER, "x"),), settings, '{"name": "A')
+    outputs = await attempt(engine, sink, job)
+    error = end(outputs).error
+    assert text(outputs) == ""
+    assert isinstance(error, GenerationFailed)
+    assert error.code == "answer_interrupted"
+
+
+async def test_what_follows_a_schema_has_the_same_seed_in_all_attempts(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script = await engines.start(), "{}"
+    for request in (ask("x"), *[ask("x", output_format=OutputFormat())] * 2):
+        await attempt(engine, sink, begin(request))
+    free, first, second = (request.get("seed") for request in library.requests)
+    assert free is None
+    assert first is not None
+    assert first == second
+    await attempt(engine, sink, begin(ask("x", output_format=OutputFormat(), sampling=Sampling(seed=7))))
+    assert library.requests[-1]["seed"] == 7
+
+
 # ── ends ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -393,5 +609,55 @@ async def test_the_real_model_goes_on_in_the_middle_of_a_sentence(sink: "Sink", 
             assert end(rest).reason is FinishReason.LENGTH
             assert end(rest).usage.input_tokens == usage.input_tokens
             assert end(rest).usage.output_tokens == 40
+    finally:
+        await engines.stop()
+
+
+@pytest.mark.real_model
+async def test_the_real_model_takes_what_is_chosen(sink: "Sink", tmp_path: Path) -> None:
+    engines = Engines(sink, tmp_path)
+    engine = await engines.start_with(_options(None, None, 768))
+
+    async def answer(*messages: Message | str, **settings: Any) -> list[Output]:
+        outputs = await attempt(engine, sink, begin(ask(*messages, **settings)))
+        assert end(outputs).error is None
+        return outputs
+
+    async def begins(**sampling: Any) -> str:
+        story = await answer("Tell me a story.", max_output_tokens=8, sampling=Sampling(**sampling))
+        return text(story)
+
+    try:
+        usual, lucky = await begins(), await begins(temperature=1.0, seed=1)
+        assert await begins(temperature=1.0, seed=1) == lucky
+        assert await begins(temperature=1.0, seed=2) != lucky
+        for only_the_best in ({"top_k": 1}, {"min_p": 1.0}):
+            assert (await begins(temperature=2.0, seed=2, **only_the_best))[:12] == usual[:12]
+        for penalty in ("frequency_penalty", "presence_penalty", "repetition_penalty"):
+            assert await begins(**{penalty: 2.0}) != usual
+
+        asked = "Tell me about the city of Paris."
+        stopped = await answer(asked, stop=("city", "capital"), max_output_tokens=40)
+        assert "Paris" in text(stopped)
+        assert "city" not in text(stopped)
+        assert end(stopped).reason is FinishReason.STOP
+
+        short = {**PERSON, "properties": {"name": {"type": "string", "maxLength": 12}}}
+        person = ask("Give me a person as JSON.", output_format=OutputFormat(short))
+        outputs = await attempt(engine, sink, begin(person))
+        assert set(json.loads(text(outputs))) == {"name"}
+        middle = Job(person.response_id, person.messages, person.settings, text(outputs)[:6])
+        assert text(await attempt(engine, sink, middle)) == text(outputs)[6:]
+
+        question = "What is the weather in Paris?"
+        called = await answer(question, tooling=Tooling((WEATHER, Tool("clock")), function="weather"))
+        (the_call,) = [output for output in called if isinstance(output, ToolCall)][:1]
+        assert the_call.name == "weather"
+        assert set(json.loads(the_call.arguments)) <= {"city"}
+        result = Message(Role.TOOL, '{"celsius": 21}', call_id=the_call.id)
+        said = await answer(
+            question, Message(Role.ASSISTANT, "", (the_call,)), result, tooling=Tooling((WEATHER,))
+        )
+        assert "21" in text(said)
     finally:
         await engines.stop()

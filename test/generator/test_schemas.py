@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from internal.biz.errors import InvalidRequest
-from internal.generator.schemas import Grammar, json_rule
+from internal.generator.schemas import Grammar, check, json_rule
 
 PERSON = {
     "type": "object",
@@ -18,7 +18,8 @@ PERSON = {
 
 def grammar(schema: dict[str, Any], *, strict: bool = True) -> Grammar:
     param = "response_format"
-    return Grammar(["json"], f"json: {json_rule(schema, param, strict=strict)}\n", param)
+    check(schema, param)
+    return Grammar(["json"], f"json: {json_rule(schema, strict=strict)}\n", param)
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -86,6 +87,8 @@ def test_one_of_is_taken_for_any_of() -> None:
         {"type": "array", "items": {"const": 1}, "minItems": 10**9},
         {"type": "array", "maxItems": 10**9},
         {"type": "array", "maxItems": 1e300},
+        {"anyOf": [{"type": "array", "maxItems": 400}] * 20},
+        {"$defs": {"a": {"type": "array", "maxItems": 400}}, "anyOf": [{"$ref": "#/$defs/a"}] * 20},
         {"type": "integer", "multipleOf": 999983},
         {"type": "number", "multipleOf": 0.0999983},
         {"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]},

@@ -137,8 +137,9 @@ def test_a_list_has_several_calls_unless_they_may_not_be_parallel() -> None:
     assert not accepts(form, Tooling((CLOCK,), "required", parallel=False), form.write([call, call]))
 
 
-def test_the_schema_of_a_tool_is_bounded_too() -> None:
-    tool = Tool("f", parameters={"type": "array", "minItems": 10**9})
+@pytest.mark.parametrize("count", [1, 100])
+def test_the_schemas_of_tools_are_bounded_together(count: int) -> None:
+    tools = [Tool(f"f{n}", parameters={"type": "array", "minItems": 10_000 // count}) for n in range(count)]
     with pytest.raises(InvalidRequest) as error:
-        CallFormat(is_list=True).rules(Tooling((tool,), "required"))
+        CallFormat(is_list=True).rules(Tooling(tuple(tools), "required"))
     assert (error.value.code, error.value.param) == ("invalid_json_schema", "tools")
