@@ -534,7 +534,7 @@ class ResponsesSocket:
     async def send(self, event: object) -> None:
         await self.connection.send(json.dumps(event))
 
-    async def create(self, text: object, **fields: object) -> None:
+    async def create(self, text: object, /, **fields: object) -> None:
         await self.send({"type": "response.create", "input": text, **fields})
 
     async def resume(self, response_id: str, **fields: object) -> None:
@@ -573,7 +573,7 @@ class ResponsesSocket:
             events.append(event)
         return Answer(events)
 
-    async def ask(self, text: object, **fields: object) -> Answer:
+    async def ask(self, text: object, /, **fields: object) -> Answer:
         await self.create(text, **fields)
         return await self.rest()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -188,6 +189,49 @@ async def test_a_prompt_that_does_not_fit_is_told_and_others_stream_on(
         assert "tokens" in answer.response["error"]["message"]
         assert (await socket.ask("Hello", max_output_tokens=4)).text
     assert other.largest_gap_s < 1
+
+
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Get the current weather of a city",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "kelvin"]}},
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+    },
+}
+
+
+async def test_a_function_is_called_and_its_result_gets_an_answer(
+    server: "Server", responses_socket: "OpenResponses"
+) -> None:
+    async with responses_socket(server) as socket:
+        question = "What is the weather in Paris, in celsius?"
+        asked = await socket.ask(question, tools=[WEATHER], tool_choice="required")
+        assert asked.types[-1] == "response.completed", asked.response
+        call = asked.response["output"][0]
+        assert (call["type"], call["name"]) == ("function_call", "get_weather")
+        assert set(json.loads(call["arguments"])) == {"city", "unit"}
+        assert asked.response["usage"]["output_tokens"] > 10
+        output = '{"temperature": 21, "sky": "sunny"}'
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": output}
+        answer = await socket.ask([result], tools=[WEATHER], previous_response_id=asked.id)
+    assert "sunny" in answer.text
+
+
+async def test_an_answer_follows_a_schema(server: "Server", responses_socket: "OpenResponses") -> None:
+    def as_json(schema: "JSON") -> "JSON":
+        return {"format": {"type": "json_schema", "name": "answer", "schema": schema}}
+
+    async with responses_socket(server) as socket:
+        answer = await socket.ask("How warm is Paris?", text=as_json(WEATHER["parameters"]))
+        assert answer.types[-1] == "response.completed", answer.response
+        assert set(json.loads(answer.text)) == {"city", "unit"}
+        refused = await socket.ask("How warm?", text=as_json({"type": "array", "minItems": 10**9}))
+        assert refused.types[-1] == "response.failed"
+        assert refused.response["error"]["code"] == "invalid_json_schema"
 
 
 async def test_answers_run_side_by_side(server: "Server", responses_socket: "OpenResponses") -> None:
