@@ -164,9 +164,13 @@ def test_packages_make_no_circle_either() -> None:
     TopologicalSorter(graph).prepare()
 
 
-def test_only_its_adapter_imports_llama_cpp_and_only_when_it_is_needed() -> None:
-    found = [one for one in imports() if is_in(one.target, "xllamacpp")]
-    assert {one.module for one in found} == {"internal.generator.llamacpp_library"}
+@pytest.mark.parametrize(
+    ("library", "adapter"),
+    [("xllamacpp", "internal.generator.llamacpp_library"), ("llguidance", "internal.generator.schemas")],
+)
+def test_only_its_adapter_imports_an_engine_and_only_when_it_is_needed(library: str, adapter: str) -> None:
+    found = [one for one in imports() if is_in(one.target, library)]
+    assert {one.module for one in found} == {adapter}
     assert all(one.lazily for one in found)
 
 

@@ -60,11 +60,12 @@ class ChatTemplate:
         """
         names = {call.id: call.name for message in messages for call in message.calls}
         marked = [_turn(message, names) for message in messages]
-        variables: dict[str, Any] = {**self._variables}
-        if tools:
-            variables["tools"] = [_declaration(tool) for tool in tools]
+        # None, as in Hugging Face's library: templates ask for it.
+        declared = [_declaration(tool) for tool in tools] or None
         try:
-            text = self._template.render(messages=marked, add_generation_prompt=True, **variables)
+            text = self._template.render(
+                messages=marked, tools=declared, add_generation_prompt=True, **self._variables
+            )
         except Exception as error:  # a template is foreign code and may raise anything
             raise InvalidRequest(f"the model's chat template refuses this: {error}") from error
         return _split(text)
