@@ -143,6 +143,8 @@ def _mark(content: str) -> str:
     """`content` between marks. It is closed and opened again wherever a special token may begin, so that
     what a template cuts out of its middle takes a mark along."""
     content = content.replace(_OPEN, "").replace(_CLOSE, "")
+    if not content:
+        return ""  # templates ask whether there is any
     return _OPEN + re.sub(r"(?=[<\[])", _CLOSE + _OPEN, content) + _CLOSE
 
 

@@ -297,7 +297,9 @@ HERMES = """{% if tools %}<|im_start|>system
 {{ message.content }}<|im_end|>
 {% else %}
 <|im_start|>{{ message.role }}
+{% if message.content %}
 {{ message.content }}
+{% endif %}
 {% for call in message.tool_calls %}<tool_call>
 {"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
 </tool_call>{% endfor %}<|im_end|>
@@ -345,7 +347,7 @@ def test_a_dialogue_with_calls_looks_as_the_template_has_it() -> None:
         '"parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}\n'
         "<|im_end|>\n"
         "<|im_start|>user\nHow is it?\n<|im_end|>\n"
-        '<|im_start|>assistant\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n'
+        '<|im_start|>assistant\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n'
         "</tool_call><|im_end|>\n"
         "<|im_start|>tool weather call_1\nrain<|im_end|>\n"
         "<|im_start|>assistant\nWet.\n<|im_end|>\n"
