@@ -32,8 +32,8 @@ _HEAD = "%llguidance {}\n"
 _GAP = r"/\s{0,4}/"
 _COUNTS = ("minItems", "maxItems", "minProperties", "maxProperties")
 _OPTIONS = "x-guidance"
-_SPACE = r"(\x20|\n\x20{0,80})?"
-"""White space between JSON's tokens. A small model that may write any writes newlines until it is stopped."""
+# A small model that may write any white space writes newlines until it is stopped.
+_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammar:
@@ -63,12 +63,12 @@ class Grammar:
 
 
 def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
-    """The part of a grammar that is a JSON text of `schema`.
+    """The part of a grammar that is a JSON text of `schema`, in one line.
 
     Unless `strict`, what llguidance does not know of JSON Schema is left out. A `oneOf` is taken for an
     `anyOf`. To be checked before.
     """
-    options = {"whitespace_pattern": _SPACE, "coerce_one_of": True, "lenient": not strict}
+    options = {**_ONE_LINE, "coerce_one_of": True, "lenient": not strict}
     return f"%json {json.dumps({**schema, _OPTIONS: options})}"
 
 

@@ -29,23 +29,25 @@ def nested(levels: int) -> dict[str, Any]:
     return schema
 
 
-@pytest.mark.parametrize(
-    "text", ['{"name":"Ä","age":1}', '{"name": "a", "age": 1}', '{\n  "name": "a",\n  "age": 1\n}']
-)
-def test_an_answer_may_be_written_in_the_usual_ways(text: str) -> None:
-    assert grammar(PERSON).accepts(text)
+def test_an_answer_is_json_of_the_schema_in_one_line() -> None:
+    assert grammar(PERSON).accepts('{"name": "Ä\\n", "age": 1}')
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", '{"name": "a"}', '{"name": "a", "age": "1"}', '{"name": "a", "age": 1, "x": 1}', "Sure: {}"],
+    [
+        "",
+        "{",
+        '{\n"name": "a", "age": 1}',
+        '{"name": "a", "age": 1}\n',
+        '{"name": "a"}',
+        '{"name": "a", "age": "1"}',
+        '{"name": "a", "age": 1, "x": 1}',
+        "Sure: {}",
+    ],
 )
 def test_an_answer_that_is_something_else_is_noticed(text: str) -> None:
     assert not grammar(PERSON).accepts(text)
-
-
-def test_white_space_has_an_end() -> None:
-    assert not grammar(PERSON).accepts('{\n\n\n"name": "a", "age": 1}')
 
 
 @pytest.mark.parametrize(
