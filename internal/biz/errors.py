@@ -5,7 +5,8 @@
     │   ├── UnsupportedParameter  a parameter that exists, but not here (yet)
     │   ├── FileTooLarge          more bytes than a file may have
     │   ├── UnsupportedFile       a file of a kind that is not taken
-    │   └── ContextLengthExceeded the prompt does not fit the model
+    │   ├── ContextLengthExceeded the prompt does not fit the model
+    │   └── InvalidSchema         a JSON Schema that the model cannot be held to
     ├── Unauthenticated           nobody we know says this, or no longer
     ├── Forbidden                 we know who says it, and they may not
     ├── NotFound                  no such response, model or conversation (or not yours)
@@ -54,6 +55,10 @@ class UnsupportedFile(InvalidRequest):
 
 class ContextLengthExceeded(InvalidRequest):
     default_code = "context_length_exceeded"
+
+
+class InvalidSchema(InvalidRequest):
+    default_code = "invalid_json_schema"
 
 
 class Unauthenticated(SluiceError):

@@ -148,7 +148,7 @@ class Completion:
         return bool(self.job.called) and (is_list or is_grammar or not tooling.parallel)
 
     def _grammar(self) -> Grammar | None:
-        """What the answer has to follow. Raises InvalidRequest."""
+        """What the answer has to follow. Raises InvalidSchema."""
         settings, form = self.job.settings, self._template.call_format
         output, tooling = settings.output_format, settings.tooling
         param, rules, answers = "tools", "", list[str]()

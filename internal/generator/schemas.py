@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from internal.biz.errors import InvalidRequest
+from internal.biz.errors import InvalidSchema
 
 MAX_CHARS = 65536
 MAX_DEPTH = 64
@@ -41,7 +41,7 @@ class Grammar:
 
     def __init__(self, answers: Sequence[str], rules: str, param: str) -> None:
         """An answer follows one of the rules named in `answers`, which are among `rules`. Raises
-        InvalidRequest, naming `param`."""
+        InvalidSchema, naming `param`."""
         self._answer = f"answer: {' | '.join(answers)}\n{rules}"
         self._matcher = _matcher(f"{_HEAD}start: answer\n{self._answer}")
         if self._matcher.is_error():
@@ -73,7 +73,7 @@ def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
 
 
 def check(schema: object, param: str) -> None:
-    """Raises InvalidRequest, naming `param`, for a schema, or several of one grammar, beyond the bounds."""
+    """Raises InvalidSchema, naming `param`, for a schema, or several of one grammar, beyond the bounds."""
     count, references, multiple = 0.0, 0, 1
     try:
         for key, value in _walk(schema, MAX_DEPTH):
@@ -116,10 +116,8 @@ def _digits(number: float) -> int:
     return int("".join(map(str, Decimal(repr(number)).normalize().as_tuple().digits)) or "1") or 1
 
 
-def _invalid(param: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"the JSON Schema cannot be followed: {reason}", code="invalid_json_schema", param=param
-    )
+def _invalid(param: str, reason: str) -> InvalidSchema:
+    return InvalidSchema(f"the JSON Schema cannot be followed: {reason}", param=param)
 
 
 def _reason(error: str) -> str:

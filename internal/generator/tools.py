@@ -62,7 +62,7 @@ class CallFormat:
 
 
 def _call_rule(tools: Sequence[Tool]) -> str:
-    """The rule of `call`: the name of a tool and what it takes. Raises InvalidRequest."""
+    """The rule of `call`: the name of a tool and what it takes. Raises InvalidSchema."""
     check([tool.parameters for tool in tools], "tools")
     choices = []
     for tool in tools:

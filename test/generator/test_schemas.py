@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from internal.biz.errors import InvalidRequest
+from internal.biz.errors import InvalidSchema
 from internal.generator.schemas import Grammar, check, json_rule
 
 PERSON = {
@@ -65,7 +65,7 @@ def test_an_answer_that_is_something_else_is_noticed(text: str) -> None:
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused_by_name(schema: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest) as error:
+    with pytest.raises(InvalidSchema) as error:
         grammar(schema)
     assert (error.value.code, error.value.param) == ("invalid_json_schema", "response_format")
     assert "llguidance" not in error.value.message
@@ -102,7 +102,7 @@ def test_one_of_is_taken_for_any_of() -> None:
 )
 def test_a_hostile_schema_is_refused_at_once(schema: dict[str, Any]) -> None:
     begin = time.thread_time()
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidSchema):
         grammar(schema)
     assert time.thread_time() - begin < 1.0
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internal.biz.errors import InvalidRequest
+from internal.biz.errors import InvalidSchema
 from internal.biz.events import TextDelta
 from internal.biz.models import Tool, ToolCall, Tooling
 from internal.generator.schemas import Grammar
@@ -140,6 +140,6 @@ def test_a_list_has_several_calls_unless_they_may_not_be_parallel() -> None:
 @pytest.mark.parametrize("count", [1, 100])
 def test_the_schemas_of_tools_are_bounded_together(count: int) -> None:
     tools = [Tool(f"f{n}", parameters={"type": "array", "minItems": 10_000 // count}) for n in range(count)]
-    with pytest.raises(InvalidRequest) as error:
+    with pytest.raises(InvalidSchema) as error:
         CallFormat(is_list=True).rules(Tooling(tuple(tools), "required"))
     assert (error.value.code, error.value.param) == ("invalid_json_schema", "tools")

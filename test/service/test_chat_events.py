@@ -15,7 +15,8 @@ from internal.biz.events import (
     TextDelta,
 )
 from internal.biz.models import Failure, Response, Status
-from internal.service.api.chat import ChatStream
+from internal.service.api.chat import ChatStream, failure_error
+from internal.service.errors import http_status
 
 if TYPE_CHECKING:
     from test.conftest import RequestFactory
@@ -59,3 +60,19 @@ def test_a_failure_is_an_error(ended: Ended) -> None:
     failed = ResponseFailed(ended(Status.FAILED, failure=Failure("engine_broken", "it broke")))
     error = {"message": "it broke", "type": "server_error", "param": None, "code": "engine_broken"}
     assert read([failed]) == [{"error": error}]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("context_length_exceeded", 400),
+        ("invalid_json_schema", 400),
+        ("unsupported_parameter", 400),
+        ("invalid_request", 400),
+        ("schema_not_followed", 500),
+        ("generation_failed", 500),
+    ],
+)
+def test_what_an_engine_refuses_is_the_fault_of_who_asks(code: str, status: int) -> None:
+    error = failure_error(Failure(code, "why"))
+    assert (http_status(error), error.code, error.message) == (status, code, "why")

@@ -9,9 +9,12 @@ from pydantic import AfterValidator, Field
 from internal.biz.errors import (
     ContextLengthExceeded,
     GenerationFailed,
+    InvalidRequest,
+    InvalidSchema,
     SluiceError,
     TooManyRequests,
     Unavailable,
+    UnsupportedParameter,
 )
 from internal.biz.events import Event, ResponseCompleted, ResponseFailed, ResponseIncomplete, TextDelta
 from internal.biz.models import Failure
@@ -103,7 +106,10 @@ def _event(fields: dict[str, object]) -> bytes:
 
 
 _FAILURES: dict[str, type[SluiceError]] = {
-    ContextLengthExceeded.default_code: ContextLengthExceeded,
+    **{
+        kind.default_code: kind
+        for kind in (InvalidRequest, UnsupportedParameter, ContextLengthExceeded, InvalidSchema)
+    },
     "upstream_rate_limited": TooManyRequests,
     "upstream_timeout": Unavailable,
     "upstream_unavailable": Unavailable,
