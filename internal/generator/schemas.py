@@ -84,8 +84,8 @@ def check(schema: object, param: str) -> None:
             elif key == "multipleOf" and _is_number(value):
                 multiple *= _digits(value)
         size = len(json.dumps(schema))
-    except (RecursionError, ValueError) as error:
-        raise _invalid(param, "it is nested too deep, or no JSON") from error
+    except (RecursionError, ValueError, OverflowError) as error:
+        raise _invalid(param, "it is nested too deep, or has a number that is too large") from error
     if count * (1 + references) > MAX_COUNT:
         raise _invalid(param, f"{', '.join(_COUNTS)} add up to more than {MAX_COUNT}, counted for each $ref")
     if multiple > MAX_MULTIPLE:

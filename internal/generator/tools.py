@@ -81,13 +81,15 @@ class CallSplitter:
     What is not a call of a tool that was offered stays text.
     """
 
-    __slots__ = ("_calling", "_has_called", "_held", "_names")
+    __slots__ = ("_calling", "_has_called", "_held", "_names", "_searched")
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._names = frozenset(tool.name for tool in tools)
         self._held = ""
         self._calling = False
         self._has_called = False
+        self._searched = 0
+        """How far what is held was searched for the end of a call: not all of it anew for each token."""
 
     def feed(self, text: str) -> list[TextDelta | ToolCall]:
         said: list[TextDelta | ToolCall] = []
@@ -117,10 +119,11 @@ class CallSplitter:
 
     def _call(self, said: list[TextDelta | ToolCall]) -> bool:
         begin = self._held.index(OPEN) + len(OPEN)
-        end = self._held.find(CLOSE, begin)
+        end = self._held.find(CLOSE, max(begin, self._searched))
         while end >= 0 and _is_inside_string(self._held[begin:end]):
             end = self._held.find(CLOSE, end + 1)
         if end < 0:
+            self._searched = len(self._held) - len(CLOSE) + 1
             return False
         calls = _read_calls(self._held[begin:end])
         if calls is None or any(name not in self._names for name, _ in calls):
@@ -130,6 +133,7 @@ class CallSplitter:
             self._has_called = True
         self._held = self._held[end + len(CLOSE) :]
         self._calling = False
+        self._searched = 0
         return True
 
     def finish(self) -> list[TextDelta | ToolCall]:

@@ -89,6 +89,8 @@ def test_one_of_is_taken_for_any_of() -> None:
         {"type": "array", "items": {"const": 1}, "minItems": 10**9},
         {"type": "array", "maxItems": 10**9},
         {"type": "array", "maxItems": 1e300},
+        {"type": "array", "maxItems": 10**400},
+        {"type": "integer", "multipleOf": 10**400 + 1},
         {"anyOf": [{"type": "array", "maxItems": 400}] * 20},
         {"$defs": {"a": {"type": "array", "maxItems": 400}}, "anyOf": [{"$ref": "#/$defs/a"}] * 20},
         {"type": "integer", "multipleOf": 999983},
