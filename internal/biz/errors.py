@@ -129,6 +129,11 @@ def unknown_response(response_id: str) -> NotFound:
     )
 
 
+def still_running(response_id: str) -> Conflict:
+    """It was stopped, or should be, and has not ended yet."""
+    return Conflict(f"response {response_id!r} has not ended yet; try again", code="response_running")
+
+
 def unknown_conversation(conversation_id: str, param: str | None = "conversation") -> NotFound:
     """As `unknown_response`."""
     return NotFound(

@@ -83,6 +83,10 @@ class Queue(Protocol):
     async def followers(self, response_id: str) -> int:
         """How many follow a response that still runs; 0 when it has ended or is unknown."""
 
+    async def forget(self, response_id: str) -> None:
+        """Drop the log of a response that has ended: who follows it reads it to its end, and nobody else
+        finds it. One that is unknown is ignored. Raises Conflict while it runs."""
+
     async def unknown(self, responses: Sequence[Response]) -> Sequence[Response]:
         """Those that the queue has never had, or has forgotten."""
 

@@ -13,6 +13,7 @@ from internal.biz.errors import (
     InvalidRequest,
     Refused,
     Unavailable,
+    still_running,
     unknown_response,
 )
 from internal.biz.events import QueueUpdate, ResponseQueued
@@ -394,6 +395,15 @@ class MemoryQueue:
             response_id, ended_at = next(iter(self._ended.items()))
             if ended_at >= before and not self._is_full():
                 return
-            del self._ended[response_id]
-            # Cursors that are still behind hold the log itself, and read it to its end.
-            self._ended_bytes -= self._entries.pop(response_id).size_bytes
+            self._drop(response_id)
+
+    def _drop(self, response_id: str) -> None:
+        del self._ended[response_id]
+        # Cursors that are still behind hold the log itself, and read it to its end.
+        self._ended_bytes -= self._entries.pop(response_id).size_bytes
+
+    async def forget(self, response_id: str) -> None:
+        if response_id in self._ended:
+            self._drop(response_id)
+        elif response_id in self._entries:
+            raise still_running(response_id)

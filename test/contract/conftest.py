@@ -76,6 +76,7 @@ class Processes:
         self.cancel = publisher.cancel
         self.follow = follower.follow
         self.followers = follower.followers
+        self.forget = follower.forget
         self.unknown = follower.unknown
         self.backlog = follower.backlog
         self.workers = publisher.workers

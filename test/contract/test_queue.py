@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from internal.biz.errors import InvalidRequest, NotFound, Unavailable
+from internal.biz.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from internal.biz.events import (
     Event,
     ItemDone,
@@ -835,6 +835,31 @@ async def test_a_follower_that_is_behind_gets_everything_of_a_forgotten_log(
     events = await slow.read(cursor)
     assert spoken(events) == "slow and steady"
     assert isinstance(events[-1], ResponseCompleted)
+
+
+@pytest.mark.cluster
+async def test_what_is_to_be_forgotten_is_found_by_nobody_but_who_follows_it(
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    await queue.publish(request := make_request())
+    delivery = await claim(queue)
+    run = await begin(queue, delivery, "all")
+    for _ in range(2):  # it runs
+        with pytest.raises(Conflict) as refused:
+            await queue.forget(request.response_id)
+        assert refused.value.code == "response_running"
+    reader = make_reader()
+    cursor = await queue.follow(request.response_id, -1, reader)
+    reading = asyncio.create_task(reader.read(cursor))
+    await finish(queue, delivery, run)
+    assert spoken(await reading) == "all"
+    late = make_reader()
+    behind = await queue.follow(request.response_id, -1, late)
+    for _ in range(2):  # the second time it is unknown
+        await queue.forget(request.response_id)
+    with pytest.raises(NotFound):
+        await queue.follow(request.response_id, -1, make_reader())
+    assert spoken(await late.read(behind)) == "all"
 
 
 async def test_a_running_response_is_not_forgotten(

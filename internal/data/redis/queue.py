@@ -11,7 +11,13 @@ from typing import Any, Protocol
 
 import orjson
 
-from internal.biz.errors import GenerationFailed, InvalidRequest, Unavailable, unknown_response
+from internal.biz.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    Unavailable,
+    still_running,
+    unknown_response,
+)
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.log import Cursor, Follower
@@ -167,6 +173,15 @@ class RedisQueue:
         if isinstance(verdict, list):
             await self._endings.end(Taken(model, verdict), Finished(FinishReason.CANCELLED))
         return verdict
+
+    async def forget(self, response_id: str) -> None:
+        for model in self._models_of(response_id):
+            if not await self._link.call("forget", self._keys.base(model), response_id):
+                raise still_running(response_id)
+        if (mirror := self._mirrors.get(response_id)) is not None:
+            mirror.fresh = False
+            if mirror.ended:
+                del self._mirrors[response_id]
 
     def _models_of(self, response_id: str) -> Iterable[str]:
         mirror = self._mirrors.get(response_id)
