@@ -38,6 +38,7 @@ from internal.service.codec.parts import TAG, Parts, Texts, attachments_of, text
 from internal.service.validation import complaint
 
 MAX_ITEMS = 4096
+MAX_VALUES = 50_000
 MAX_KEYS = 64
 """Bounds of what is looked at of one request."""
 MAX_TOOLS = 128
@@ -244,11 +245,15 @@ class SamplingParameters(Body):
 class ResponseCreate(SamplingParameters):
     """What every `create` of the Responses API may hold."""
 
+    max_values = MAX_VALUES
+
     model: str | None = None
     input: str | Items
     instructions: str | None = None
     previous_response_id: _Id | None = None
-    conversation: Annotated[_Conversation, BeforeValidator(_by_id)] | None = None
+    conversation: (
+        Annotated[_Conversation, BeforeValidator(_by_id, json_schema_input_type=_Id | _Conversation)] | None
+    ) = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Stop | None = None
     text: _TextOptions | None = None
@@ -264,6 +269,10 @@ class ResponseCreate(SamplingParameters):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: Literal["auto", "default"] | None = None
+
+    @classmethod
+    def refusal(cls, error: ValidationError) -> InvalidRequest:
+        return invalid(error)
 
     def ask(self) -> Ask:
         """Raises InvalidRequest for what contradicts itself."""
