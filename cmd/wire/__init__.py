@@ -14,13 +14,16 @@ from internal.biz.accounts import Accounts
 from internal.biz.attachments import Attachments
 from internal.biz.chat import Chat
 from internal.biz.conversations import Conversations
+from internal.biz.dialogue import Dialogue
 from internal.biz.file_keeper import FileKeeper
 from internal.biz.files import Files
 from internal.biz.flusher import Flusher
 from internal.biz.guests import Guests
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.limits import Limiter, NoLimits
+from internal.biz.ports import History
 from internal.biz.recovery import Recovery
+from internal.biz.responses import Responses
 from internal.biz.session import SessionLimits
 from internal.biz.session_manager import SessionManager
 from internal.biz.titles import Titles
@@ -40,6 +43,7 @@ from internal.data.sql.accounts import SqlAccounts
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
 from internal.data.sql.files import SqlFiles
+from internal.data.sql.items import SqlItems
 from internal.data.sql.retention import Retention
 from internal.data.sql.titles import SqlTitles
 from internal.metrics.instruments import Instruments
@@ -57,7 +61,9 @@ from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
 from internal.server.routes.files import FileRoutes
 from internal.server.routes.models import ModelRoutes
+from internal.server.routes.responses import ResponseRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
+from internal.server.routes.v1_conversations import V1ConversationRoutes
 from internal.server.streams import Streams
 from internal.server.websocket import WebSocketServer
 
@@ -104,13 +110,15 @@ def build(settings: conf.Settings) -> Sluice:
         required=settings.auth.required,
         allowed_origins=settings.server.allowed_origins,
     )
+    responses = Responses(chat, back.queue, storage.responses)
     routes = [
         *StatusRoutes(chat, readiness).routes,
         *ModelRoutes(chat).routes,
         *CompletionRoutes(chat, streams).routes,
+        *ResponseRoutes(chat, responses, streams).routes,
     ]
     if accounts is not None and database is not None:
-        routes += _routes_of_storage(chat, accounts, database, streams)
+        routes += _routes_of_storage(chat, accounts, database, storage.history, streams)
     if files is not None:
         routes += FileRoutes(files, streams, settings.session.write_timeout).routes
     application = _application(
@@ -144,16 +152,19 @@ def _sessions(session: conf.Session, chat: Chat, instruments: Instruments) -> tu
         sessions.turnstile,
         cancel_on_disconnect=session.on_disconnect == "cancel",
         write_timeout_s=session.write_timeout,
+        grace_s=session.grace,
     )
     return sessions, streams
 
 
 def _routes_of_storage(
-    chat: Chat, accounts: Accounts, database: Database, streams: Streams
+    chat: Chat, accounts: Accounts, database: Database, history: History, streams: Streams
 ) -> list[AnyRoute]:
+    conversations = Conversations(SqlConversations(database))
     return [
         *AccountRoutes(accounts, chat).routes,
-        *ConversationRoutes(Conversations(SqlConversations(database))).routes,
+        *ConversationRoutes(conversations).routes,
+        *V1ConversationRoutes(conversations, Dialogue(SqlItems(database), history)).routes,
         *ChatRoutes(chat, accounts, streams).routes,
         *ConfigRoutes(chat, accounts).routes,
     ]

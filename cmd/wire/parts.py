@@ -11,6 +11,7 @@ from aiohttp import web
 
 from internal.biz.chat import Chat
 from internal.biz.ports import History
+from internal.biz.responses import ResponseStore
 from internal.biz.session_manager import SessionManager
 from internal.biz.user_admin import UserAdmin
 from internal.biz.worker import Worker
@@ -23,6 +24,7 @@ from internal.data.redis.work_queue import RedisWorkQueue
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
 from internal.data.sql.migrate import migrate
+from internal.data.sql.responses import SqlResponses
 from internal.metrics.instruments import Instruments
 from internal.metrics.loop_lag import watch_loop_lag
 from internal.server.readiness import Readiness
@@ -44,7 +46,12 @@ class Storage:
     def __init__(self, settings: conf.Storage) -> None:
         self._url = settings.url.get_secret_value()
         self.database = Database(self._url) if self._url else None
-        self.history: History = SqlHistory(self.database) if self.database else MemoryHistory()
+        self.history: History
+        self.responses: ResponseStore
+        if self.database is not None:
+            self.history, self.responses = SqlHistory(self.database), SqlResponses(self.database)
+        else:
+            self.history = self.responses = MemoryHistory()
 
     async def connect(self) -> None:
         """Make or update the tables, once. Raises SluiceError when the database cannot be used."""

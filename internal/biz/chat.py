@@ -17,7 +17,7 @@ from internal.biz.errors import (
     UnsupportedParameter,
     unknown_response,
 )
-from internal.biz.events import QueueUpdate, ResponseQueued
+from internal.biz.events import QueueUpdate
 from internal.biz.limits import Budget, Limiter
 from internal.biz.log import Cursor, Follower
 from internal.biz.models import (
@@ -105,6 +105,10 @@ class Chat:
         """Whether a caller who came in some time ago would come in now. Raises Unavailable."""
         return caller.is_guest or self._callers is None or await self._callers.still_valid(caller)
 
+    def owner(self, caller: Caller) -> str | None:
+        """Whose a response has to be that the caller names; None: anybody's."""
+        return caller.user if self._rules.owners_only else None
+
     def require_model(self, name: str | None) -> str:
         """The model of this name, or the default. Raises NotFound."""
         if name is None:
@@ -138,7 +142,7 @@ class Chat:
             raise InvalidRequest("the input is empty", param="input")
         self._require_features(model, ask)
         request = Request(response_id, model, caller.user, time.time(), ask.turn, settings)
-        owner = caller.user if self._rules.owners_only else None
+        owner = self.owner(caller)
         wants_title = settings.conversation_id is not None and model in self._rules.titling
         budget = await self._limiter.admit(caller, response_id)
         is_known = False
@@ -196,7 +200,7 @@ class Chat:
     ) -> Cursor:
         """Follow a response behind event `after` (-1: from the start). Raises NotFound."""
         cursor = await self._queue.follow(response_id, after, follower, queue_updates=queue_updates)
-        if self._rules.owners_only and _user(cursor) != caller.user:
+        if self.owner(caller) not in (None, cursor.log.asked.user):
             cursor.close()
             raise unknown_response(response_id)
         return cursor
@@ -233,10 +237,3 @@ class _Nobody:
 
     def queue_update(self, cursor: Cursor, update: QueueUpdate) -> None:
         return
-
-
-def _user(cursor: Cursor) -> str:
-    """Who asked for a response."""
-    first = cursor.log.events[0]
-    assert isinstance(first, ResponseQueued)
-    return first.response.user

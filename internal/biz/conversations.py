@@ -2,7 +2,7 @@
 what belongs to somebody else is not found."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +53,9 @@ class ConversationStore(Protocol):
     async def rename(self, conversation_id: str, user: str, title: str) -> None:
         """Name it, from now on for good."""
 
+    async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> None:
+        """Replace its metadata."""
+
     async def delete(self, conversation_id: str, user: str) -> None:
         """Nobody finds it any more. What runs in it goes on."""
 
@@ -63,12 +66,14 @@ class Conversations:
     def __init__(self, store: ConversationStore) -> None:
         self._store = store
 
-    async def create(self, user: str, title: str = "") -> Conversation:
+    async def create(
+        self, user: str, title: str = "", metadata: Mapping[str, str] | None = None
+    ) -> Conversation:
         """An empty conversation. Raises InvalidRequest for a title that is none, such as a blank one."""
         now = time.time()
         named = bool(title)
         conversation = Conversation(
-            new_id("conv"), user, checked_title(title) if named else "", named, now, now, 0
+            new_id("conv"), user, checked_title(title) if named else "", named, now, now, 0, metadata or {}
         )
         await self._store.create(conversation)
         return conversation
@@ -92,6 +97,11 @@ class Conversations:
     async def rename(self, conversation_id: str, user: str, title: str) -> Conversation:
         """Raises NotFound, and InvalidRequest for a title that is none."""
         await self._store.rename(conversation_id, user, checked_title(title))
+        return await self._store.get(conversation_id, user)
+
+    async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> Conversation:
+        """Replace its metadata. Raises NotFound."""
+        await self._store.label(conversation_id, user, metadata)
         return await self._store.get(conversation_id, user)
 
     async def delete(self, conversation_id: str, user: str) -> None:

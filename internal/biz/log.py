@@ -23,6 +23,7 @@ from internal.biz.events import (
     ResponseCompleted,
     ResponseFailed,
     ResponseIncomplete,
+    ResponseQueued,
     TextDelta,
     TextDone,
 )
@@ -122,6 +123,13 @@ class ResponseLog:
                 self._opened.append(number)
             elif isinstance(event, _TERMINAL):
                 self.ended = True
+
+    @property
+    def asked(self) -> Response:
+        """The response as it was when it was asked for."""
+        first = self.events[0]
+        assert isinstance(first, ResponseQueued)
+        return first.response
 
     @property
     def size_bytes(self) -> int:

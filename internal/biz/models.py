@@ -345,7 +345,7 @@ class Response:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """A stored thread. `has_title`: a person or a model has named it; until then its first words are its
-    title. Times are Unix seconds."""
+    title. Times are Unix seconds. `metadata` is what a client has put on it."""
 
     id: str
     user: str
@@ -354,6 +354,7 @@ class Conversation:
     created_at: float
     updated_at: float
     message_count: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

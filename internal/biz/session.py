@@ -472,7 +472,8 @@ class Session:
             self.unanswered_ping = 0
 
     async def close(self) -> list[str]:
-        """End the session's tasks, stop following. Returns the responses that it followed and that run.
+        """End the session's tasks, stop following. Returns the responses that it followed and that run, those
+        left out that nobody has to wait for.
 
         The socket is the connection's business.
         """
@@ -483,7 +484,11 @@ class Session:
         if tasks:
             await asyncio.gather(*tasks, return_exceptions=True)
         followed = {cursor.response_id for cursor in self._cursors}
-        running = [cursor.response_id for cursor in self._cursors if not cursor.log.ended]
+        running = [
+            cursor.response_id
+            for cursor in self._cursors
+            if not (cursor.log.ended or cursor.log.asked.settings.background)
+        ]
         started = (lane.response_id for lane in (self._lanes or {}).values())
         running += [response_id for response_id in started if response_id and response_id not in followed]
         for cursor in self._cursors:

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from internal.biz.conversations import MAX_SIZE, TURN_SIZE
 from internal.biz.errors import (
@@ -11,7 +11,9 @@ from internal.biz.errors import (
     conversation_locked,
     nothing_to_continue,
     unknown_conversation,
+    unknown_response,
 )
+from internal.biz.items import Item, asked
 from internal.biz.models import Message, Request, Response, Role, Status
 
 _TURN_BYTES = 400
@@ -26,6 +28,8 @@ class _Turn:
     answer: Message | None = None
     attempt: int | None = None
     """Which attempt ended it; None while it runs."""
+    response: Response | None = None
+    """How it ended."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -43,8 +47,15 @@ class _Thread:
     size: int = 0
 
 
+def _chars(response: Response | None) -> int:
+    """What an answer takes, in characters."""
+    output = response.output if response is not None else ()
+    return sum(len(item.text) + (len(item.call.arguments) if item.call else 0) for item in output)
+
+
 class MemoryHistory:
-    """Implements History. Keeps at most `max_turns` turns and `max_bytes` of text (estimated)."""
+    """Implements History and ResponseStore. Keeps at most `max_turns` turns, and `max_bytes` of text
+    (estimated)."""
 
     def __init__(self, max_turns: int = 100_000, max_bytes: int = 256 << 20) -> None:
         self._max_turns = max_turns
@@ -136,9 +147,10 @@ class MemoryHistory:
             if turn is None or (turn.attempt is not None and turn.attempt >= response.attempt):
                 continue
             turn.attempt = response.attempt
-            grown = -turn.answer.chars if turn.answer else 0
-            turn.answer = response.answer
-            grown += turn.answer.chars if turn.answer else 0
+            # Nothing is kept of an answer that failed.
+            kept = replace(response, output=()) if response.status is Status.FAILED else response
+            grown = _chars(kept) - _chars(turn.response)
+            turn.response, turn.answer = kept, kept.answer
             turn.size_bytes += grown
             thread = self._threads.get(response.settings.conversation_id or "")
             if thread is not None:
@@ -153,6 +165,32 @@ class MemoryHistory:
         old = [one for one in running if one.created_at < before and one.response_id > after_id]
         old.sort(key=lambda request: request.response_id)
         return [Response.of(request, Status.IN_PROGRESS) for request in old[:limit]]
+
+    # ── one by one ───────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, response_id: str, owner: str | None) -> Response:
+        turn = self._turn(response_id, owner)
+        return turn.response or Response.of(turn.request, Status.IN_PROGRESS)
+
+    def _turn(self, response_id: str, owner: str | None) -> _Turn:
+        turn = self._turns.get(response_id)
+        if turn is None or owner not in (None, turn.request.user):
+            raise unknown_response(response_id)
+        return turn
+
+    async def input(self, response_id: str, owner: str | None) -> Sequence[Item]:
+        return asked(self._turn(response_id, owner).request)
+
+    async def delete(self, response_id: str, owner: str | None) -> None:
+        deleted = self._turn(response_id, owner)
+        del self._turns[response_id]
+        self._size_bytes -= deleted.size_bytes
+        for turn in self._turns.values():
+            if turn.previous_id == response_id:
+                turn.previous_id = deleted.previous_id
+        thread = self._threads.get(deleted.request.settings.conversation_id or "")
+        if thread is not None and thread.head_id == response_id:
+            thread.head_id = deleted.previous_id
 
     def _grow(self, size_bytes: int) -> None:
         self._size_bytes += size_bytes

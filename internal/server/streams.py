@@ -46,15 +46,20 @@ class Streams:
         *,
         cancel_on_disconnect: bool,
         write_timeout_s: float,
+        grace_s: float = 0.0,
     ) -> None:
-        """`write_timeout_s`: how long a write may make no progress (0: for ever)."""
+        """`write_timeout_s`: how long a write may make no progress (0: for ever). `grace_s`: how long the
+        client may take to come back to what can be resumed."""
         self._chat = chat
         self._turnstile = turnstile
         self._cancel_on_disconnect = cancel_on_disconnect
         self._write_timeout_s = write_timeout_s
+        self._grace_s = grace_s
         self._running = 0
         self._idle = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left: dict[str, object] = {}
+        """Who was the last to leave a response that somebody may come back to."""
         self.draining = False
         self.closing = False
 
@@ -110,14 +115,21 @@ class Streams:
         with _Deadline(request.transport, self._write_timeout_s):
             await response.write(data)
 
-    def abandon(self, response_id: str) -> None:
-        """A response has lost the request that asked for it: stop it, unless somebody else follows it."""
+    def abandon(self, response_id: str, *, resumable: bool = False) -> None:
+        """A response has lost the request that waited for it: stop it, unless somebody else follows it. If it
+        is `resumable`, there is time to come back first."""
         if self._cancel_on_disconnect:
-            task = asyncio.create_task(self._stop_abandoned(response_id))
+            grace_s = self._grace_s if resumable else 0.0
+            task = asyncio.create_task(self._stop_abandoned(response_id, grace_s))
             self._tasks.add(task)
             task.add_done_callback(self._reap)
 
-    async def _stop_abandoned(self, response_id: str) -> None:
+    async def _stop_abandoned(self, response_id: str, grace_s: float) -> None:
+        self._left[response_id] = me = object()
+        await asyncio.sleep(grace_s)
+        if self._left.get(response_id) is not me:
+            return  # somebody else has left since, and may come back for as long
+        del self._left[response_id]
         for _ in range(STOP_TRIES):
             with contextlib.suppress(Unavailable):
                 await self._chat.cancel_unfollowed(response_id)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from internal.biz.accounts import ApiKey, Preferences, Tokens, User
 from internal.biz.attachments import Attachments
 from internal.biz.chat import Chat, ChatRules
 from internal.biz.conversations import Conversations, Page, first_words
+from internal.biz.dialogue import Dialogue, unknown_item
 from internal.biz.errors import (
     Conflict,
     InvalidRequest,
@@ -29,6 +30,7 @@ from internal.biz.errors import (
 from internal.biz.events import ReasoningDelta, TextDelta
 from internal.biz.files import File, Files, Quota
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
+from internal.biz.items import Item, Place
 from internal.biz.limits import Budget
 from internal.biz.models import (
     Caller,
@@ -43,7 +45,9 @@ from internal.biz.models import (
     ToolCall,
     Usage,
 )
+from internal.biz.responses import Responses
 from internal.biz.turnstile import Turnstile
+from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
 from internal.metrics.instruments import Instruments
 from internal.server.address import Proxies
@@ -60,12 +64,15 @@ from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
 from internal.server.routes.files import FileRoutes
 from internal.server.routes.models import ModelRoutes
+from internal.server.routes.responses import ResponseRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
+from internal.server.routes.v1_conversations import V1ConversationRoutes
 from internal.server.streams import Streams
 from internal.server.websocket import WebSocketServer
 
 PATIENCE_S = 5.0
 MAX_BODY_BYTES = 10_000
+GRACE_S = 0.05
 
 
 class FakeAccounts:
@@ -191,9 +198,11 @@ class FakeAccounts:
 
 
 class FakeStorage:
-    """Conversations, and what was said. Implements ConversationStore, and of History what Chat needs."""
+    """Conversations, and what was said. Implements ConversationStore, and of History what Chat needs.
+    `turns` has all of them one by one."""
 
     def __init__(self) -> None:
+        self.turns = MemoryHistory()
         self.conversations: dict[str, Conversation] = {}
         self.said: dict[str, list[StoredMessage]] = {}
         self.running: dict[str, str] = {}
@@ -228,23 +237,31 @@ class FakeStorage:
         found = await self.get(conversation_id, user)
         self.conversations[conversation_id] = replace(found, title=title, has_title=True)
 
+    async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> None:
+        found = await self.get(conversation_id, user)
+        self.conversations[conversation_id] = replace(found, metadata=metadata)
+
     async def delete(self, conversation_id: str, user: str) -> None:
         await self.get(conversation_id, user)
         del self.conversations[conversation_id]
 
     async def check(self, request: Request, owner: str | None) -> None:
+        if request.settings.conversation_id is None:
+            return await self.turns.check(request, owner)
         conversation_id = request.settings.conversation_id or ""
         await self.get(conversation_id, request.user)
         if conversation_id in self.running.values():
             raise Conflict("an answer in this conversation has not ended yet", code="conversation_locked")
 
     async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
+        if not begins:
+            await self.check(request, owner)
+        alone = replace(request, settings=replace(request.settings, conversation_id=None))
+        await self.turns.begin(alone, owner, begins=False, wants_title=False)
         if request.settings.conversation_id is None:
             self.requests.append(request)
             return
-        if not begins:
-            await self.check(request, owner)
-        conversation_id = request.settings.conversation_id or ""
+        conversation_id = request.settings.conversation_id
         if begins:
             title = first_words(request.messages[0].content)
             now = request.created_at
@@ -255,8 +272,9 @@ class FakeStorage:
 
     async def finish(self, responses: Sequence[Response]) -> None:
         for response in responses:
-            if self.running.pop(response.id, None) is not None and response.status is not Status.FAILED:
+            if self.running.pop(response.id, None) is not None and response.answer is not None:
                 self._say(response, Role.ASSISTANT, response.text)
+        await self.turns.finish(responses)
 
     def _say(self, by: Request | Response, role: Role, text: str) -> None:
         said = self.said[by.settings.conversation_id or ""]
@@ -307,6 +325,40 @@ class FakeFiles:
 
     async def known(self, ids: Collection[str]) -> Collection[str]:
         raise NotImplementedError
+
+
+class FakeItems:
+    """What was said in a FakeStorage, as items. Implements ItemStore."""
+
+    def __init__(self, storage: FakeStorage) -> None:
+        self._storage = storage
+
+    async def _items(self, conversation_id: str, user: str) -> list[tuple[Item, StoredMessage]]:
+        return [
+            (Item(Place(one.response_id, number), Message(one.role, one.content)), one)
+            for number, one in enumerate(await self._storage.messages(conversation_id, user))
+        ]
+
+    async def page(
+        self, conversation_id: str, user: str, after: Place | None, limit: int, *, newest_first: bool
+    ) -> Sequence[Item]:
+        items = [item for item, _ in await self._items(conversation_id, user)]
+        if newest_first:
+            items.reverse()
+        behind = [it for it in items if after is None or (it.place < after) == newest_first]
+        return [it for it in behind if it.place != after][:limit]
+
+    async def get(self, conversation_id: str, user: str, place: Place) -> Item:
+        for item, _ in await self._items(conversation_id, user):
+            if item.place == place:
+                return item
+        raise unknown_item()
+
+    async def delete(self, conversation_id: str, user: str, place: Place) -> None:
+        await self.get(conversation_id, user, place)
+        for item, message in await self._items(conversation_id, user):
+            if item.place == place:
+                self._storage.said[conversation_id].remove(message)
 
 
 class NoLimits:
@@ -432,22 +484,26 @@ class Api:
         self.limiter = NoLimits()
         self.queue = MemoryQueue(QueueLimits(), self.storage.finish)
         self.engine = Engine(self.queue, self.storage)
-        rules = ChatRules(models, features={models[0]: frozenset(Feature)})
+        features = {models[0]: frozenset(Feature)}
+        rules = ChatRules(models, features=features, owners_only=required)
+        attachments = Attachments(files)
         self.chat = Chat(
-            self.queue,
-            self.storage,
-            self.limiter,
-            self.storage.finish,
-            rules,
-            attachments=Attachments(files),
+            self.queue, self.storage, self.limiter, self.storage.finish, rules, attachments=attachments
         )
         self.readiness = Readiness([])
         turnstile = Turnstile(max_per_site=max_per_site)
-        self.streams = Streams(self.chat, turnstile, cancel_on_disconnect=True, write_timeout_s=1.0)
+        self.streams = Streams(
+            self.chat, turnstile, cancel_on_disconnect=True, write_timeout_s=1.0, grace_s=GRACE_S
+        )
         self.identity = Identity(self.accounts, Proxies([]), required=required, allowed_origins=[])
+        conversations = Conversations(self.storage)
+        dialogue = Dialogue(FakeItems(self.storage), self.storage)
+        responses = Responses(self.chat, self.queue, self.storage.turns)
         groups = (
             AccountRoutes(self.accounts, self.chat),
-            ConversationRoutes(Conversations(self.storage)),
+            ConversationRoutes(conversations),
+            V1ConversationRoutes(conversations, dialogue),
+            ResponseRoutes(self.chat, responses, self.streams),
             ChatRoutes(self.chat, self.accounts, self.streams),
             ConfigRoutes(self.chat, self.accounts),
             StatusRoutes(self.chat, self.readiness),

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, insert, literal, or_, select, tuple_, update
@@ -43,7 +43,14 @@ _COUNT = (
     .scalar_subquery()
 )
 _CONVERSATION = select(
-    _c.id, _c.user_id, _c.title, _c.has_title, _c.created_at, _c.updated_at, _COUNT.label("message_count")
+    _c.id,
+    _c.user_id,
+    _c.title,
+    _c.has_title,
+    _c.created_at,
+    _c.updated_at,
+    _COUNT.label("message_count"),
+    _c.labels,
 ).where(_IS_THERE)
 
 _INSERT = Write(0, insert(conversations))
@@ -66,6 +73,7 @@ class SqlConversations:
             "size": 0,
             "created_at": conversation.created_at,
             "updated_at": conversation.updated_at,
+            "labels": _labels(conversation.metadata),
         }
         await self._database.write((_INSERT, [row]))
 
@@ -143,6 +151,9 @@ class SqlConversations:
     async def rename(self, conversation_id: str, user: str, title: str) -> None:
         await self._update(conversation_id, user, {"title": title, "has_title": True})
 
+    async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> None:
+        await self._update(conversation_id, user, {"labels": _labels(metadata)})
+
     async def delete(self, conversation_id: str, user: str) -> None:
         await self._update(conversation_id, user, {"deleted_at": time.time()})
 
@@ -154,8 +165,19 @@ class SqlConversations:
 
 def _conversation(row: Row[Any]) -> Conversation:
     return Conversation(
-        row.id, row.user_id, row.title, row.has_title, row.created_at, row.updated_at, row.message_count
+        row.id,
+        row.user_id,
+        row.title,
+        row.has_title,
+        row.created_at,
+        row.updated_at,
+        row.message_count,
+        json.loads(row.labels) if row.labels else {},
     )
+
+
+def _labels(metadata: Mapping[str, str]) -> str | None:
+    return json.dumps(dict(metadata)) if metadata else None
 
 
 def _write_cursor(last: Row[Any]) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from internal.biz.errors import (
     nothing_to_continue,
     unknown_conversation,
 )
+from internal.biz.items import OUTPUT, pieces
 from internal.biz.models import (
     Attachment,
     ItemKind,
@@ -158,7 +159,7 @@ class SqlHistory:
                 row.model,
                 row.user_id,
                 row.created_at,
-                _settings(row),
+                read_settings(row),
                 Status.IN_PROGRESS,
             )
             for row in rows
@@ -171,7 +172,7 @@ _SETTINGS = TypeAdapter(Settings)
 _DETAILS = TypeAdapter(_Details)
 
 
-def _settings(row: Row[Any]) -> Settings:
+def read_settings(row: Row[Any]) -> Settings:
     """What was stored, perhaps by another version of this program."""
     try:
         return _SETTINGS.validate_json(row.settings)
@@ -190,14 +191,20 @@ def attachments_of(details: str | None) -> tuple[Attachment, ...]:
     return _DETAILS.validate_json(details).attachments if details else ()
 
 
+def read_message(row: Row[Any]) -> Message:
+    """A row of `messages`, whatever its kind."""
+    details = _DETAILS.validate_json(row.details) if row.details else _Details()
+    return Message(Role(row.role), row.content, details.calls, details.call_id, details.attachments)
+
+
 def _add(said: list[Message], row: Row[Any]) -> None:
     """Add a message to a dialogue. What a model calls is part of what it said just before."""
-    details = _DETAILS.validate_json(row.details) if row.details else _Details()
-    role, content, calls = Role(row.role), row.content, details.calls
-    if role is Role.ASSISTANT and calls and said and said[-1].role is Role.ASSISTANT:
+    message = read_message(row)
+    if message.role is Role.ASSISTANT and message.calls and said and said[-1].role is Role.ASSISTANT:
         before = said.pop()
-        content, calls = before.content + content, (*before.calls, *calls)
-    said.append(Message(role, content, calls, details.call_id, details.attachments))
+        text, calls = before.content + message.content, (*before.calls, *message.calls)
+        message = replace(message, content=text, calls=calls, attachments=before.attachments)
+    said.append(message)
 
 
 def _thread(request: Request, *, wants_title: bool) -> Values:
@@ -235,7 +242,7 @@ def _input(request: Request) -> list[Values]:
             "b_details": _details(message.calls, message.call_id, message.attachments),
             "b_now": request.created_at,
         }
-        for position, message in enumerate(request.messages)
+        for position, message in enumerate(pieces(request.messages))
     ]
 
 
@@ -261,8 +268,6 @@ def _end(response: Response, now: float) -> Values:
     }
 
 
-_OUTPUT_POSITION = 1_000_000
-"""Behind all that was asked."""
 _KINDS = {ItemKind.MESSAGE: "output", ItemKind.REASONING: "reasoning", ItemKind.FUNCTION_CALL: "call"}
 
 
@@ -273,7 +278,7 @@ def _output(response: Response, now: float) -> list[Values]:
         {
             **_fence(response),
             "b_message_id": f"{response.id}_a{index}",
-            "b_position": _OUTPUT_POSITION + index,
+            "b_position": OUTPUT + index,
             "b_kind": _KINDS[item.kind],
             "b_content": item.text,
             "b_details": _details((item.call,), None, ()) if item.call is not None else None,

@@ -99,6 +99,7 @@ conversations = Table(
     Column("deleted_at", Double),
     _id("head_id"),  # the response that the next turn continues
     Column("size", Integer, nullable=False, default=0),  # in characters, with something for each turn
+    Column("labels", Words),  # JSON: what the API calls metadata
     Index(None, "user_id", "updated_at", "id"),
 )
 

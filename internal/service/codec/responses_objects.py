@@ -138,7 +138,7 @@ def item_object(response_id: str, index: int, item: OutputItem) -> dict[str, Any
     if item.call is not None:
         arguments = "" if running else item.call.arguments
         return {**fields, "call_id": item.call.id, "name": item.call.name, "arguments": arguments}
-    fields["content"] = [] if running else [part_object(item.kind, item.text)]
+    fields["content"] = [] if running and not item.text else [part_object(item.kind, item.text)]
     if item.kind is ItemKind.REASONING:
         return {**fields, "summary": []}
     return {**fields, "role": "assistant"}

@@ -14,6 +14,7 @@ def _long_text() -> sa.Text:
 
 def upgrade() -> None:
     op.add_column("messages", sa.Column("details", _long_text()))
+    op.add_column("conversations", sa.Column("labels", _long_text()))
     op.add_column("responses", sa.Column("batch_id", sa.String(64)))
     op.add_column("responses", sa.Column("batch_position", sa.Integer))
     where = sa.text("batch_id IS NOT NULL")

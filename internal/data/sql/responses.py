@@ -1,0 +1,119 @@
+"""Stored responses, one at a time, as SQL. Knows tables, not who may ask."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import BindParameter, bindparam, delete, select, update
+from sqlalchemy.engine import Row
+
+from internal.biz.conversations import TURN_SIZE
+from internal.biz.dialogue import NOBODY
+from internal.biz.errors import unknown_response
+from internal.biz.items import Item, Place
+from internal.biz.models import Failure, ItemKind, OutputItem, Response, Status, Usage
+from internal.data.sql.database import Database, Write
+from internal.data.sql.history import read_message, read_settings
+from internal.data.sql.tables import conversations, messages, responses
+
+_r, _m = responses.c, messages.c
+
+_RESPONSE = (
+    select(responses)
+    .select_from(responses.outerjoin(conversations))
+    .where(_r.id == bindparam("id"), _r.model != NOBODY, conversations.c.deleted_at.is_(None))
+)
+ITEM = (_m.response_id, _m.position, _m.kind, _m.role, _m.content, _m.details)
+"""What `read_item` needs, beside the status of the response."""
+_ITEMS = (
+    select(*ITEM, _r.status)
+    .select_from(messages.join(responses))
+    .where(_m.response_id == bindparam("id"))
+    .order_by(_m.position)
+)
+_INPUT = _ITEMS.where(_m.kind == "input")
+_OUTPUT = _ITEMS.where(_m.kind != "input")
+
+_id: BindParameter[Any] = bindparam("b_id")
+_previous_id: BindParameter[Any] = bindparam("b_previous_id")
+_RELINK = Write(20, update(responses).where(_r.previous_id == _id).values(previous_id=_previous_id))
+_SHRINK = Write(
+    21,
+    update(conversations)
+    .where(conversations.c.id == bindparam("b_conversation_id"))
+    .values(size=conversations.c.size - bindparam("b_size")),
+)
+_STEP_BACK = Write(
+    22, update(conversations).where(conversations.c.head_id == _id).values(head_id=_previous_id)
+)
+_DELETE = Write(23, delete(responses).where(_r.id == _id))  # its messages go with it
+
+
+class SqlResponses:
+    """Implements ResponseStore. One per process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, response_id: str, owner: str | None) -> Response:
+        row = await self._row(response_id, owner)
+        output = []
+        for it in await self._database.read(_OUTPUT, {"id": response_id}):
+            said = read_item(it).said
+            assert isinstance(said, OutputItem)
+            output.append(said)
+        return _response(row, tuple(output))
+
+    async def _row(self, response_id: str, owner: str | None) -> Row[Any]:
+        rows = await self._database.read(_RESPONSE, {"id": response_id})
+        if not rows or owner not in (None, rows[0].user_id):
+            raise unknown_response(response_id)
+        return rows[0]
+
+    async def input(self, response_id: str, owner: str | None) -> Sequence[Item]:
+        await self._row(response_id, owner)
+        return [read_item(row) for row in await self._database.read(_INPUT, {"id": response_id})]
+
+    async def delete(self, response_id: str, owner: str | None) -> None:
+        row = await self._row(response_id, owner)
+        values = {"b_id": response_id, "b_previous_id": row.previous_id}
+        size = row.input_chars + row.output_chars + TURN_SIZE if row.ended_at is not None else 0
+        said = {"b_conversation_id": row.conversation_id, "b_size": size}
+        await self._database.write(
+            (_RELINK, (values,)), (_SHRINK, (said,)), (_STEP_BACK, (values,)), (_DELETE, (values,))
+        )
+
+
+def _response(row: Row[Any], output: tuple[OutputItem, ...]) -> Response:
+    has_ended = row.ended_at is not None
+    return Response(
+        row.id,
+        row.model,
+        row.user_id,
+        row.created_at,
+        read_settings(row),
+        Status(row.status),
+        output,
+        usage=Usage(row.input_tokens, row.cached_tokens, row.output_tokens, row.reasoning_tokens)
+        if has_ended
+        else None,
+        failure=Failure(row.error_code, row.error_message or "") if row.error_code else None,
+        incomplete_reason=row.incomplete_reason,
+        completed_at=row.ended_at if row.status == Status.COMPLETED else None,
+        attempt=row.attempt or 0,
+        first_token_at=row.first_token_at,
+    )
+
+
+_KINDS = {"output": ItemKind.MESSAGE, "reasoning": ItemKind.REASONING, "call": ItemKind.FUNCTION_CALL}
+
+
+def read_item(row: Row[Any]) -> Item:
+    """A row of ITEM, and the `status` of the response."""
+    place, message = Place(row.response_id, row.position), read_message(row)
+    if row.kind == "input":
+        return Item(place, message)
+    kind = _KINDS[row.kind]
+    # Which of them was cut off is not stored: it is the message, as reasoning and calls come before it.
+    is_whole = row.status == Status.COMPLETED or kind is not ItemKind.MESSAGE
+    status = Status.COMPLETED if is_whole else Status.INCOMPLETE
+    return Item(place, OutputItem(kind, row.content, status, message.calls[0] if message.calls else None))

@@ -1,0 +1,160 @@
+"""/v1/conversations: the Conversations API. They are the same conversations as those of /conversations."""
+
+from aiohttp import web
+
+from internal.biz.conversations import Conversations
+from internal.biz.dialogue import Dialogue
+from internal.server.answers import NOT_STORED, json_answer
+from internal.server.rest import Access, AnyRoute, Call, Route
+from internal.service.api.base import Body, Query
+from internal.service.api.responses import Item, ItemList, ItemsQuery
+from internal.service.api.v1_conversations import DeletedThread, Labels, NewItems, NewThread, Thread
+from internal.service.codec.responses_items import behind, item_list, place_of, stored_item
+from internal.service.codec.responses_request import messages
+
+
+class V1ConversationRoutes:
+    def __init__(self, conversations: Conversations, dialogue: Dialogue) -> None:
+        self._conversations = conversations
+        self._dialogue = dialogue
+
+    @property
+    def routes(self) -> list[AnyRoute]:
+        return [*self._threads(), *self._items()]
+
+    def _threads(self) -> list[AnyRoute]:
+        return [
+            Route(
+                method="POST",
+                path="/v1/conversations",
+                summary="Begin a conversation",
+                tag="openai",
+                access=Access.CALLER,
+                body=NewThread,
+                answer=Thread,
+                spends=True,
+                handler=self.create,
+            ),
+            Route(
+                method="GET",
+                path="/v1/conversations/{id}",
+                summary="A conversation",
+                tag="openai",
+                access=Access.CALLER,
+                answer=Thread,
+                handler=self.show,
+            ),
+            Route(
+                method="POST",
+                path="/v1/conversations/{id}",
+                summary="Replace a conversation's metadata",
+                tag="openai",
+                access=Access.CALLER,
+                body=Labels,
+                answer=Thread,
+                handler=self.update,
+            ),
+            Route(
+                method="DELETE",
+                path="/v1/conversations/{id}",
+                summary="Delete a conversation",
+                tag="openai",
+                access=Access.CALLER,
+                answer=DeletedThread,
+                handler=self.delete,
+            ),
+        ]
+
+    def _items(self) -> list[AnyRoute]:
+        return [
+            Route(
+                method="GET",
+                path="/v1/conversations/{id}/items",
+                summary="What was said in a conversation",
+                tag="openai",
+                access=Access.CALLER,
+                query=ItemsQuery,
+                answer=ItemList,
+                handler=self.items,
+            ),
+            Route(
+                method="POST",
+                path="/v1/conversations/{id}/items",
+                summary="Say something without asking for an answer",
+                tag="openai",
+                access=Access.CALLER,
+                body=NewItems,
+                answer=ItemList,
+                errors=(409,),
+                spends=True,
+                handler=self.add,
+            ),
+            Route(
+                method="GET",
+                path="/v1/conversations/{id}/items/{item_id}",
+                summary="A piece of what was said",
+                tag="openai",
+                access=Access.CALLER,
+                answer=Item,
+                handler=self.item,
+            ),
+            Route(
+                method="DELETE",
+                path="/v1/conversations/{id}/items/{item_id}",
+                summary="Delete a piece of what was said",
+                description="The model does not see it any more.",
+                tag="openai",
+                access=Access.CALLER,
+                answer=Thread,
+                errors=(409,),
+                handler=self.delete_item,
+            ),
+        ]
+
+    async def create(self, call: Call[NewThread, Query]) -> Thread:
+        user, items = call.caller.user, messages(call.body.items or [])
+        conversation = await self._conversations.create(user, metadata=call.body.metadata)
+        if items:
+            await self._dialogue.add(conversation.id, user, items)
+        return Thread.of(conversation)
+
+    async def show(self, call: Call[Body, Query]) -> Thread:
+        return Thread.of(await self._conversations.get(call.id, call.caller.user))
+
+    async def update(self, call: Call[Labels, Query]) -> Thread:
+        metadata = call.body.metadata or {}
+        return Thread.of(await self._conversations.label(call.id, call.caller.user, metadata))
+
+    async def delete(self, call: Call[Body, Query]) -> DeletedThread:
+        await self._conversations.delete(call.id, call.caller.user)
+        return DeletedThread(id=call.id)
+
+    async def items(self, call: Call[Body, ItemsQuery]) -> web.Response:
+        query = call.query
+        found = await self._dialogue.page(
+            call.id,
+            call.caller.user,
+            behind(query.after),
+            query.limit + 1,
+            newest_first=query.order == "desc",
+        )
+        return _json(item_list(found[: query.limit], has_more=len(found) > query.limit))
+
+    async def add(self, call: Call[NewItems, Query]) -> web.Response:
+        added = await self._dialogue.add(call.id, call.caller.user, messages(call.body.items))
+        return _json(item_list(added))
+
+    async def item(self, call: Call[Body, Query]) -> web.Response:
+        place = place_of(call.request.match_info["item_id"])
+        return _json(stored_item(await self._dialogue.get(call.id, call.caller.user, place)))
+
+    async def delete_item(self, call: Call[Body, Query]) -> Thread:
+        place = place_of(call.request.match_info["item_id"])
+        await self._dialogue.delete(call.id, call.caller.user, place)
+        return Thread.of(await self._conversations.get(call.id, call.caller.user))
+
+
+def _json(body: object) -> web.Response:
+    answer = json_answer(body)
+    answer.headers.update(NOT_STORED)
+    return answer
