@@ -72,7 +72,7 @@ from internal.server.websocket import WebSocketServer
 
 PATIENCE_S = 5.0
 MAX_BODY_BYTES = 10_000
-GRACE_S = 0.05
+GRACE_S = 10.0
 
 
 class FakeAccounts:

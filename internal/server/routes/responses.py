@@ -111,17 +111,15 @@ class ResponseRoutes:
         with self._streams.running(caller.address):
             try:
                 headers = budget_headers(await self._chat.submit(caller, ask, response_id))
-                if is_streamed:
-                    return await self._stream(request, caller, response_id, -1, headers)
-                return await self._wait(request, caller, response_id, headers)
-            except ConnectionError:
-                # Who waits for the whole has not heard its id yet, and cannot come back.
-                self._streams.abandon(response_id)
-                return web.Response()  # which nobody gets
-            except asyncio.CancelledError:
+                deadline.lift(request)
+                if not is_streamed:
+                    return await self._wait(request, caller, response_id, headers)
+            except (ConnectionError, asyncio.CancelledError) as error:
                 if not ask.settings.background:
+                    # The client has not heard its id yet, and cannot come back.
                     self._streams.abandon(response_id)
-                raise
+                return _to_nobody(error)
+            return await self._stream(request, caller, response_id, -1, headers)
 
     async def _begin(self, caller: Caller, ask: Ask, response_id: str) -> web.StreamResponse:
         headers = budget_headers(await self._chat.submit(caller, ask, response_id))
@@ -132,7 +130,6 @@ class ResponseRoutes:
     async def _wait(
         self, request: web.Request, caller: Caller, response_id: str, headers: Mapping[str, str]
     ) -> web.StreamResponse:
-        deadline.lift(request)
         subscription = Subscription()
         cursor = await self._chat.follow(caller, response_id, -1, subscription)
         async with contextlib.aclosing(subscription.read(cursor)) as reading:
@@ -158,10 +155,10 @@ class ResponseRoutes:
         try:
             async with contextlib.aclosing(subscription.read(cursor)) as reading:
                 return await send(request, self._streams, reading, encoder, headers)
-        except ConnectionError:
-            if not log.ended and not log.asked.settings.background:
+        except (ConnectionError, asyncio.CancelledError) as error:
+            if not (log.ended or log.asked.settings.background):
                 self._streams.abandon(response_id, resumable=True)
-            return web.Response()
+            return _to_nobody(error)
 
     async def show(self, call: Call[Body, ResponseQuery]) -> web.StreamResponse:
         request, caller, query = call.request, call.caller, call.query
@@ -188,6 +185,13 @@ class ResponseRoutes:
             ahead = [item for item in items if item.place != after]
             items = [it for it in ahead if (it.place < after) == (query.order == "desc")]
         return _json(item_list(items[: query.limit], has_more=len(items) > query.limit))
+
+
+def _to_nobody(error: BaseException) -> web.Response:
+    """What is answered to a client that has left; a cancelled request is no request any more."""
+    if isinstance(error, asyncio.CancelledError):
+        raise error
+    return web.Response()
 
 
 def _last_seen(request: web.Request, query: ResponseQuery) -> int:
