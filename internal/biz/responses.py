@@ -20,12 +20,14 @@ from internal.biz.events import (
     ResponseCreated,
     ResponseFailed,
     ResponseIncomplete,
+    ResponseQueued,
     Terminal,
     TextDelta,
 )
+from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.items import Item
 from internal.biz.log import Cursor, Follower, ResponseLog
-from internal.biz.models import Caller, ItemKind, OutputItem, Response, Status
+from internal.biz.models import Caller, ItemKind, OutputItem, Request, Response, Status
 from internal.biz.ports import Queue
 from internal.biz.subscription import Subscription
 
@@ -72,15 +74,16 @@ class Responses:
     async def follow(self, caller: Caller, response_id: str, after: int, follower: Follower) -> Cursor:
         """Follow its events behind number `after` (-1: from the start).
 
-        When its log is forgotten, the one event is left that ended it; whatever its number was, it is to be
-        told as the next one. Raises InvalidRequest when `after` is past the end.
+        When its log is forgotten, its events are as if it had been said in one go. Which of them are behind
+        `after` is not known then: it is the last one only, which holds everything, and is to be told as the
+        next one. Raises InvalidRequest when `after` is past the end.
         """
         try:
             return await self._chat.follow(caller, response_id, after, follower)
         except NotFound:
             response = await self._store.get(response_id, self._chat.owner(caller))
         log = ResponseLog(response_id)
-        log.append(0, 0, [_end(response)])
+        log.append(0, 0, _retold(response) if after < 0 else [_end(response)])
         return log.attach(-1, follower)
 
     async def cancel(self, caller: Caller, response_id: str) -> Response:
@@ -138,6 +141,19 @@ def _so_far(events: Sequence[Event]) -> tuple[Status, tuple[OutputItem, ...]]:
     if kind is not None and kind is not ItemKind.FUNCTION_CALL:
         done.append(OutputItem(kind, "".join(texts), Status.IN_PROGRESS))
     return status, tuple(done)
+
+
+def _retold(response: Response) -> Sequence[Event]:
+    """The events of a response that has ended, as if it had been said in one go."""
+    end = _end(response)
+    request = Request(response.id, response.model, response.user, response.created_at, (), response.settings)
+    queued = ResponseQueued(Response.of(request, Status.QUEUED))
+    run = Transcript(Delivery(request, response.attempt, [queued], None))
+    run.start()
+    for item in response.output:
+        run.add(item.call or (ReasoningDelta if item.kind is ItemKind.REASONING else TextDelta)(item.text))
+    run.finish(Finished(FinishReason.STOP if isinstance(end, ResponseCompleted) else FinishReason.LENGTH))
+    return [queued, *run.events[:-1], end]
 
 
 def _end(response: Response) -> Terminal:

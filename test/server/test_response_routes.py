@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import ANY
 
 import pytest
 from aiohttp import ClientResponse
@@ -95,8 +96,8 @@ async def test_a_stream_has_the_events_of_the_socket_each_under_its_number(api: 
         await run.finish()
         events += await rest(response)
     assert [one.name for one in events] == [
-        "response.queued",
         "response.created",
+        "response.queued",
         "response.in_progress",
         "response.output_item.added",
         "response.content_part.added",
@@ -110,6 +111,9 @@ async def test_a_stream_has_the_events_of_the_socket_each_under_its_number(api: 
     assert [one.data["type"] for one in events] == [one.name for one in events]
     assert [one.data["sequence_number"] for one in events] == [int(one.id or "") for one in events]
     assert [one.id for one in events] == [str(number) for number in range(len(events))]
+    # The API's order: `responses.stream()` of the openai package wants it.
+    assert [one.data["response"]["status"] for one in events[:3]] == ["queued", "queued", "in_progress"]
+    assert events[0].data["queue"] == {"position": 0, "message": ANY}
     assert events[-1].data["response"] == await get(api, run.request.response_id)
 
 
@@ -185,19 +189,25 @@ async def test_who_lags_gets_all_of_the_text_in_fewer_events(api: "Api") -> None
         assert text([deltas[0], *await rest(resumed)]) == "".join(words)
 
 
-async def test_of_a_forgotten_log_the_last_event_is_left(api: "Api") -> None:
+async def test_a_response_whose_log_is_forgotten_is_told_anew(api: "Api") -> None:
     async with streaming(api) as response:
-        run, _ = await begun(api, response)
+        run, events = await begun(api, response)
         await run.finish()
-        last = (await rest(response))[-1]
+        events += await rest(response)
     response_id = run.request.response_id
     await api.queue.forget(response_id)
-    # As SQL does, it says when it was stored.
-    assert {**await get(api, response_id), "completed_at": 0} == {**last.data["response"], "completed_at": 0}
+    assert await get(api, response_id) == events[-1].data["response"]
     async with resuming(api, response_id, 6) as resumed:
         (only,) = await rest(resumed)
-    assert (only.name, only.id) == ("response.completed", "7")
-    assert only.data["response"]["output"] == last.data["response"]["output"]
+    assert only == Event("response.completed", "7", {**events[-1].data, "sequence_number": 7})
+    async with resuming(api, response_id) as resumed:
+        retold = await rest(resumed)
+    del events[6]  # the two deltas are one
+    assert [one.name for one in retold] == [one.name for one in events]
+    assert [one.id for one in retold] == [str(number) for number in range(len(retold))]
+    assert text(retold) == "one two "
+    for one, before in zip(retold[3:5] + retold[6:-1], events[3:5] + events[6:-1], strict=True):
+        assert {**one.data, "sequence_number": 0} == {**before.data, "sequence_number": 0}
 
 
 async def test_a_restart_is_told_and_takes_no_number(api: "Api") -> None:

@@ -1,9 +1,10 @@
-"""The Responses API as server-sent events: the events of the WebSocket, each under its number.
+"""The Responses API as server-sent events: those of the WebSocket, each under its number.
 
 Source: https://platform.openai.com/docs/api-reference/responses-streaming
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
@@ -16,6 +17,21 @@ from internal.service.errors import error_body
 
 EVENTS_UNJOINED = 128
 """Who has more to read than that lags, and gets adjacent deltas as one."""
+
+
+def _begun_as_there(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same, called as the API calls it, where a response is created first and queued then. Clients
+    rely on that, such as `responses.stream()` of the `openai` package."""
+    match fields["type"]:
+        case "response.queued":
+            return {**fields, "type": "response.created"}
+        case "response.created":
+            return {
+                **fields,
+                "type": "response.queued",
+                "response": {**fields["response"], "status": "queued"},
+            }
+    return fields
 
 
 class ResponseStream:
@@ -38,7 +54,7 @@ class ResponseStream:
         if type(event) is TextDelta:
             (data,) = self._codec.encode(self._cursor, number, (event,))
             return b"event: response.output_text.delta\nid: %d\ndata: %b\n\n" % (number, data)
-        fields = event_object(self._cursor.log, number, event)
+        fields = _begun_as_there(event_object(self._cursor.log, number, event))
         return b"event: %b\nid: %d\ndata: %b\n\n" % (fields["type"].encode(), number, orjson.dumps(fields))
 
     def encode_error(self, error: SluiceError) -> bytes:
