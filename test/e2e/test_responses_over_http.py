@@ -104,7 +104,7 @@ async def test_what_runs_in_the_background_is_polled_followed_and_stopped(
     stopped = await client.responses.cancel(running.id)
     assert stopped.status == "incomplete"
     assert stopped.incomplete_details is not None
-    assert stopped.incomplete_details.reason == "cancelled"
+    assert stopped.incomplete_details.model_dump() == {"reason": "cancelled"}
     assert whole.startswith(stopped.output_text)
     assert await client.responses.cancel(running.id) == stopped == await client.responses.retrieve(running.id)
 
@@ -140,6 +140,7 @@ def test_a_conversation_is_made_filled_read_and_deleted(sync: OpenAI, echo_chunk
     (more,) = sync.conversations.items.create(
         conversation.id, items=[{"role": "user", "content": "thanks"}]
     ).data
+    assert more.id is not None
     # In pages, one after another.
     listed = list(sync.conversations.items.list(conversation.id, order="asc", limit=2))
     kinds = ["message", "function_call", "function_call_output", "message", "message", "message"]
