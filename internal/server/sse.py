@@ -50,6 +50,8 @@ async def send(
     left."""
     response = web.StreamResponse(headers={**_HEADERS, **headers})
     await response.prepare(request)
+    if request.method == "HEAD":
+        return response
     try:
         if early and (data := encoder.encode(early)):
             await streams.write(request, response, data)

@@ -15,7 +15,7 @@ from internal.biz.close import CloseCode
 from internal.biz.errors import GenerationFailed
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseQueued, TextDelta
 from internal.biz.generation import FinishReason
-from internal.biz.models import Caller, Message, Role
+from internal.biz.models import Caller, Message, Role, Settings
 from internal.biz.session import Cancel, Create, Resume
 
 if TYPE_CHECKING:
@@ -625,6 +625,16 @@ async def test_a_session_is_busy_until_everything_was_handed_over(server: "Serve
     client.connection.make_room()
     await settle()
     assert client.session.idle
+
+
+async def test_what_runs_in_the_background_is_nobody_s_to_stop_on_close(server: "Server") -> None:
+    ask = Ask((Message(Role.USER, "hello"),), settings=Settings(background=True))
+    client = server.client()
+    await server.chat.submit(client.session.caller, ask, "resp_background")
+    await client.send(Resume("resp_background"))
+    await client.ask()
+    runs = [await server.claim() for _ in range(2)]
+    assert await client.session.close() == [run.id for run in runs if run.id != "resp_background"]
 
 
 async def test_close_ends_the_sessions_tasks_and_tells_what_still_runs(

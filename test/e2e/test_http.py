@@ -58,7 +58,7 @@ async def test_health(server: "Server") -> None:
         ("GET", "/..%2f..%2fetc/passwd", 404),
         ("POST", "/v1/models", 405),
         ("DELETE", "/metrics", 405),
-        ("POST", "/v1/responses", 405),
+        ("PUT", "/v1/responses", 405),
     ],
 )
 async def test_errors_have_the_api_s_body(server: "Server", method: str, path: str, status: int) -> None:

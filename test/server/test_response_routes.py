@@ -172,6 +172,16 @@ async def test_what_cannot_be_resumed_is_refused(
     assert (refused.status, (await refused.json())["error"]["param"]) == (400, param)
 
 
+async def test_who_asks_for_the_head_of_a_stream_gets_no_more(api: "Api") -> None:
+    async with streaming(api) as response:
+        run, _ = await begun(api, response)
+        path = f"/v1/responses/{run.request.response_id}?stream=true"
+        answer = await api.raw(f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"Content-Type: text/event-stream" in head
+        assert body == b""
+
+
 async def test_who_lags_gets_all_of_the_text_in_fewer_events(api: "Api") -> None:
     words = [f"{number} " for number in range(5000)]
     async with streaming(api) as response:
