@@ -80,6 +80,10 @@ async def test_the_package_s_own_helper_reads_a_stream(client: AsyncOpenAI, echo
         final = await stream.get_final_response()
     assert said == echo_chunks("hello")
     assert final.output_text == "".join(said)
+    async with client.responses.stream(response_id=final.id, starting_after=6) as stream:
+        numbers = [event.sequence_number async for event in stream]
+        assert (await stream.get_final_response()).output_text == final.output_text
+    assert numbers == list(range(7, 14))
 
 
 async def test_what_runs_in_the_background_is_polled_followed_and_stopped(

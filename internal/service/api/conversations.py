@@ -157,7 +157,7 @@ _SPEAKERS = {Role.SYSTEM: "System", Role.USER: "User", Role.ASSISTANT: "Assistan
 def _paragraphs(export: Export) -> Iterator[str]:
     yield f"# {' '.join(export.title.split()) or export.session_id}"
     for message in export.messages:
-        model = f", {message.model}" if message.role is Role.ASSISTANT else ""
+        model = f", {message.model}" if message.role is Role.ASSISTANT and message.model else ""
         yield f"## {_SPEAKERS[message.role]}"
         yield f"*{message.created_at}{model}*"
         for file in message.attachments:
