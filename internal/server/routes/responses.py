@@ -11,11 +11,13 @@ from aiohttp import web
 from internal.biz.chat import Ask, Chat
 from internal.biz.errors import ContextLengthExceeded, InvalidRequest
 from internal.biz.ids import new_id
+from internal.biz.log import ResponseLog
 from internal.biz.models import Caller, Response
 from internal.biz.responses import Responses
 from internal.biz.subscription import Subscription
 from internal.server import deadline
 from internal.server.answers import NOT_STORED, json_answer
+from internal.server.asking import asking
 from internal.server.rest import Access, AnyRoute, Call, Route
 from internal.server.sse import send
 from internal.server.streams import Streams
@@ -104,41 +106,42 @@ class ResponseRoutes:
         ]
 
     async def create(self, call: Call[NewResponse, Query]) -> web.StreamResponse:
-        request, caller, is_streamed = call.request, call.caller, bool(call.body.stream)
         ask, response_id = call.body.ask(), new_id("resp")
-        if ask.settings.background and not is_streamed:
-            return await self._begin(caller, ask, response_id)
-        with self._streams.running(caller.address):
-            try:
-                headers = budget_headers(await self._chat.submit(caller, ask, response_id))
-                deadline.lift(request)
-                if not is_streamed:
-                    return await self._wait(request, caller, response_id, headers)
-            except (ConnectionError, asyncio.CancelledError) as error:
-                if not ask.settings.background:
-                    # The client has not heard its id yet, and cannot come back.
-                    self._streams.abandon(response_id)
-                return _to_nobody(error)
-            return await self._stream(request, caller, response_id, -1, headers)
+        if call.body.stream:
+            return await self._begin_stream(call.request, call.caller, ask, response_id)
+        if ask.settings.background:
+            return await self._begin(call.caller, ask, response_id)
+        return await self._wait(call.request, call.caller, ask, response_id)
 
-    async def _begin(self, caller: Caller, ask: Ask, response_id: str) -> web.StreamResponse:
+    async def _begin(self, caller: Caller, ask: Ask, response_id: str) -> web.Response:
         headers = budget_headers(await self._chat.submit(caller, ask, response_id))
         cursor = await self._chat.follow(caller, response_id, -1, Subscription())
         cursor.close()
         return _object(cursor.log.asked, headers)
 
-    async def _wait(
-        self, request: web.Request, caller: Caller, response_id: str, headers: Mapping[str, str]
-    ) -> web.StreamResponse:
-        subscription = Subscription()
-        cursor = await self._chat.follow(caller, response_id, -1, subscription)
-        async with contextlib.aclosing(subscription.read(cursor)) as reading:
+    async def _wait(self, request: web.Request, caller: Caller, ask: Ask, response_id: str) -> web.Response:
+        # Who leaves has not heard the id yet, and cannot come back: it is stopped at once.
+        async with asking(request, self._chat, self._streams, caller, ask, response_id) as (reading, budget):
             response = await self._streams.end(request, reading)
-        failure = response.failure
-        if failure is not None and failure.code == ContextLengthExceeded.default_code:
-            # The request is to blame, not the model.
-            raise ContextLengthExceeded(failure.message, param="input")
-        return _object(response, headers)
+            failure = response.failure
+            if failure is not None and failure.code == ContextLengthExceeded.default_code:
+                # The request is to blame, not the model.
+                raise ContextLengthExceeded(failure.message, param="input")
+            return _object(response, budget_headers(budget))
+        return web.Response()  # which nobody gets
+
+    async def _begin_stream(
+        self, request: web.Request, caller: Caller, ask: Ask, response_id: str
+    ) -> web.StreamResponse:
+        with self._streams.running(caller.address):
+            try:
+                headers = budget_headers(await self._chat.submit(caller, ask, response_id))
+            except asyncio.CancelledError:
+                if not ask.settings.background:
+                    self._streams.abandon(response_id)
+                raise
+            deadline.lift(request)
+            return await self._stream(request, caller, response_id, -1, headers)
 
     async def _stream(
         self, request: web.Request, caller: Caller, response_id: str, after: int, headers: Mapping[str, str]
@@ -155,10 +158,16 @@ class ResponseRoutes:
         try:
             async with contextlib.aclosing(subscription.read(cursor)) as reading:
                 return await send(request, self._streams, reading, encoder, headers)
-        except (ConnectionError, asyncio.CancelledError) as error:
-            if not (log.ended or log.asked.settings.background):
-                self._streams.abandon(response_id, resumable=True)
-            return _to_nobody(error)
+        except ConnectionError:
+            self._leave(log)
+            return web.Response()  # which nobody gets
+        except asyncio.CancelledError:
+            self._leave(log)
+            raise
+
+    def _leave(self, log: ResponseLog) -> None:
+        if not (log.ended or log.asked.settings.background):
+            self._streams.abandon(log.response_id, resumable=True)
 
     async def show(self, call: Call[Body, ResponseQuery]) -> web.StreamResponse:
         request, caller, query = call.request, call.caller, call.query
@@ -185,13 +194,6 @@ class ResponseRoutes:
             ahead = [item for item in items if item.place != after]
             items = [it for it in ahead if (it.place < after) == (query.order == "desc")]
         return _json(item_list(items[: query.limit], has_more=len(items) > query.limit))
-
-
-def _to_nobody(error: BaseException) -> web.Response:
-    """What is answered to a client that has left; a cancelled request is no request any more."""
-    if isinstance(error, asyncio.CancelledError):
-        raise error
-    return web.Response()
 
 
 def _last_seen(request: web.Request, query: ResponseQuery) -> int:
