@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import bindparam, select, update
 
 from internal.biz.conversations import Conversations
 from internal.biz.dialogue import Dialogue
@@ -23,16 +23,22 @@ from internal.biz.models import (
     ToolCall,
 )
 from internal.data.sql.conversations import SqlConversations
-from internal.data.sql.database import Database
+from internal.data.sql.database import Database, Write
 from internal.data.sql.history import SqlHistory
 from internal.data.sql.items import SqlItems
 from internal.data.sql.responses import SqlResponses
-from internal.data.sql.tables import conversations
+from internal.data.sql.tables import conversations, responses
 
 if TYPE_CHECKING:
     from test.conftest import RequestFactory
 
 ADA, EVE = "ada", "eve"
+_SEAT = Write(
+    0,
+    update(responses)
+    .where(responses.c.id == bindparam("b_id"))
+    .values(batch_id="batch_1", batch_position=bindparam("b_seat")),
+)
 CALL = ToolCall("call_1", "weather", "{}")
 
 
@@ -172,6 +178,23 @@ async def test_what_is_being_answered_is_not_deleted(thread: Thread) -> None:
     await thread.history.finish([Response.of(request, Status.COMPLETED, output=(said("1"),), attempt=1)])
     await thread.dialogue.delete(thread.id, ADA, item.place)
     assert await thread.seen() == ["1"]
+
+
+async def test_what_several_models_were_asked_is_said_once_and_deleted_everywhere(
+    thread: Thread, database: Database
+) -> None:
+    request = await thread.ask("one")
+    await thread.history.finish([Response.of(request, Status.COMPLETED, output=(said("1"),), attempt=1)])
+    other = await thread.turn("one", said("uno"))
+    seats = [
+        {"b_id": response_id, "b_seat": seat} for seat, response_id in enumerate((request.response_id, other))
+    ]
+    await database.write((_SEAT, seats))
+    items = await thread.items()
+    assert [item.said for item in items] == [user("one"), said("1"), said("uno")]
+    await thread.dialogue.delete(thread.id, ADA, items[0].place)
+    assert [item.said for item in await thread.items()] == [said("1"), said("uno")]
+    assert await thread.responses.input(other, ADA) == []
 
 
 async def test_the_room_of_what_was_deleted_is_free_again(thread: Thread, database: Database) -> None:

@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, Select, bindparam, delete, exists, select, tuple_, update
+from sqlalchemy import (
+    BindParameter,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.engine import Row
 
 from internal.biz.dialogue import unknown_item
@@ -19,13 +30,20 @@ _c, _r, _m = conversations.c, responses.c, messages.c
 _THERE = select(_c.id).where(
     _c.id == bindparam("id"), _c.user_id == bindparam("user"), _c.deleted_at.is_(None)
 )
-# What failed is no part of the dialogue: it is not what the next turn continues from.
+# What failed is no part of the dialogue: it is not what the next turn continues from. What several models
+# were asked is stored with each of their answers, and said once.
 _ITEMS = (
-    select(*ITEM, _r.status, _r.ended_at, _r.conversation_id)
+    select(*ITEM, _r.status, _r.ended_at, _r.batch_id)
     .select_from(messages.join(responses))
-    .where(_r.conversation_id == bindparam("id"), _r.status != Status.FAILED.value)
+    .where(
+        _r.conversation_id == bindparam("id"),
+        _r.status != Status.FAILED.value,
+        or_(_m.kind != "input", func.coalesce(_r.batch_position, 0) == 0),
+    )
 )
 _ONE = _ITEMS.where(_m.response_id == bindparam("response_id"), _m.position == bindparam("position"))
+
+_BATCH = select(_r.id, _r.ended_at).where(_r.batch_id == bindparam("batch_id"))
 
 _response_id: BindParameter[Any] = bindparam("b_response_id")
 _position: BindParameter[Any] = bindparam("b_position")
@@ -77,19 +95,25 @@ class SqlItems:
         return rows[0]
 
     async def delete(self, conversation_id: str, user: str, place: Place) -> None:
-        row = await self._row(conversation_id, user, place)
-        if row.ended_at is None:
+        row, is_output = await self._row(conversation_id, user, place), place.position >= OUTPUT
+        turn: Sequence[Row[Any]] = ()
+        if row.batch_id is not None and not is_output:
+            turn = await self._database.read(_BATCH, {"batch_id": row.batch_id})
+        if any(one.ended_at is None for one in (row, *turn)):
             raise conversation_locked()
-        chars, is_output = read_item(row).chars, place.position >= OUTPUT
-        values = {
-            "b_response_id": place.response_id,
-            "b_position": place.position,
-            "b_conversation_id": conversation_id,
-            "b_input_chars": 0 if is_output else chars,
-            "b_output_chars": chars if is_output else 0,
-        }
+        chars = read_item(row).chars
+        values = [
+            {
+                "b_response_id": response_id,
+                "b_position": place.position,
+                "b_conversation_id": conversation_id,
+                "b_input_chars": 0 if is_output else chars,
+                "b_output_chars": chars if is_output else 0,
+            }
+            for response_id in {place.response_id, *(one.id for one in turn)}
+        ]
         await self._database.write(
-            (_SHRINK_RESPONSE, (values,)), (_SHRINK_CONVERSATION, (values,)), (_DELETE, (values,))
+            (_SHRINK_RESPONSE, values), (_SHRINK_CONVERSATION, values), (_DELETE, values)
         )
 
 
