@@ -233,6 +233,14 @@ async def test_a_restart_is_told_and_takes_no_number(api: "Api") -> None:
     assert api.engine.revoked.empty()
 
 
+@pytest.mark.parametrize("body", [{}, {"stream": True}, {"background": True}])
+async def test_a_server_that_stops_takes_nothing_new(api: "Api", body: dict[str, Any]) -> None:
+    await api.streams.drain(0.01)
+    reply = await api.call("POST", "/v1/responses", {"input": "hello", **body})
+    assert (reply.status, (await reply.json())["error"]["code"]) == (503, "restarting")
+    assert not api.storage.requests
+
+
 # ── who leaves ───────────────────────────────────────────────────────────────────────────────────
 
 

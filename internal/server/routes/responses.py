@@ -114,10 +114,11 @@ class ResponseRoutes:
         return await self._wait(call.request, call.caller, ask, response_id)
 
     async def _begin(self, caller: Caller, ask: Ask, response_id: str) -> web.Response:
-        headers = budget_headers(await self._chat.submit(caller, ask, response_id))
-        cursor = await self._chat.follow(caller, response_id, -1, Subscription())
-        cursor.close()
-        return _object(cursor.log.asked, headers)
+        with self._streams.running(caller.address):
+            headers = budget_headers(await self._chat.submit(caller, ask, response_id))
+            cursor = await self._chat.follow(caller, response_id, -1, Subscription())
+            cursor.close()
+            return _object(cursor.log.asked, headers)
 
     async def _wait(self, request: web.Request, caller: Caller, ask: Ask, response_id: str) -> web.Response:
         # Who leaves has not heard the id yet, and cannot come back: it is stopped at once.
