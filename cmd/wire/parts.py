@@ -113,7 +113,11 @@ class Sluice:
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let running answers finish, close every session. What then still runs here ends
         where it is."""
-        await asyncio.gather(self.sessions.drain(timeout_s), self.streams.drain(timeout_s))
+        await asyncio.gather(
+            self.sessions.drain(timeout_s),
+            self.streams.drain(timeout_s),
+            *(worker.finish_background(timeout_s) for worker in self.workers),
+        )
         await asyncio.gather(*(worker.cut_short(CUT_SHORT_S) for worker in self.workers))
 
 

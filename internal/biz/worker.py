@@ -120,6 +120,14 @@ class Worker:
             some = runs[start : start + RELEASED_AT_ONCE]
             await asyncio.gather(*(self._release(run) for run in some))
 
+    async def finish_background(self, timeout_s: float) -> None:
+        """Let finish what runs in the background: there is nobody whose leaving would tell that it has."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(run.settings.background for run in self._runs.values()):
+                    self._changed.clear()
+                    await self._changed.wait()
+
     async def cut_short(self, timeout_s: float) -> None:
         """Take nothing new, and cancel what runs, so that what was said is stored: where the queue dies with
         its process, nobody else could go on with it."""

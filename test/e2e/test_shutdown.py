@@ -200,6 +200,22 @@ async def test_clients_that_do_not_read_or_answer_cannot_keep_the_process(
         assert await silent.close_code() == 1012
 
 
+async def test_what_runs_in_the_background_finishes(run_server: "RunServer", tmp_path: Path) -> None:
+    storage = {"url": f"sqlite:///{tmp_path}/sluice.db"}
+    with run_server({**config(timeout="10s"), "storage": storage}) as server:
+        body = {"model": "slow", "input": "hello", "background": True}
+        assert (await server.fetch("/v1/responses", "POST", body=body)).json["status"] == "queued"
+        server.signal()
+        assert await server.exit_status() == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "sluice.db")) as database:
+        ((status, content),) = database.execute(
+            "SELECT status, content FROM responses JOIN messages ON response_id = responses.id "
+            "WHERE kind = 'output'"
+        )
+    assert status == "completed"
+    assert content.endswith(f"chunk {COUNT}: hello")
+
+
 async def test_what_was_said_until_the_shutdown_is_stored(
     run_server: "RunServer", text_socket: "OpenText", tmp_path: Path
 ) -> None:
