@@ -21,7 +21,6 @@ from internal.biz.flusher import Flusher
 from internal.biz.guests import Guests
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.limits import Limiter, NoLimits
-from internal.biz.ports import History
 from internal.biz.recovery import Recovery
 from internal.biz.responses import Responses
 from internal.biz.session import SessionLimits
@@ -118,7 +117,8 @@ def build(settings: conf.Settings) -> Sluice:
         *ResponseRoutes(chat, responses, streams).routes,
     ]
     if accounts is not None and database is not None:
-        routes += _routes_of_storage(chat, accounts, database, storage.history, streams)
+        dialogue = Dialogue(SqlItems(database), storage.history, attachments)
+        routes += _routes_of_storage(chat, accounts, database, dialogue, streams)
     if files is not None:
         routes += FileRoutes(files, streams, settings.session.write_timeout).routes
     application = _application(
@@ -158,13 +158,13 @@ def _sessions(session: conf.Session, chat: Chat, instruments: Instruments) -> tu
 
 
 def _routes_of_storage(
-    chat: Chat, accounts: Accounts, database: Database, history: History, streams: Streams
+    chat: Chat, accounts: Accounts, database: Database, dialogue: Dialogue, streams: Streams
 ) -> list[AnyRoute]:
     conversations = Conversations(SqlConversations(database))
     return [
         *AccountRoutes(accounts, chat).routes,
         *ConversationRoutes(conversations).routes,
-        *V1ConversationRoutes(conversations, Dialogue(SqlItems(database), history)).routes,
+        *V1ConversationRoutes(conversations, dialogue).routes,
         *ChatRoutes(chat, accounts, streams).routes,
         *ConfigRoutes(chat, accounts).routes,
     ]

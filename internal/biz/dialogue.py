@@ -4,10 +4,11 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from internal.biz.attachments import Attachments
 from internal.biz.errors import InvalidRequest, NotFound
 from internal.biz.ids import new_id
 from internal.biz.items import Item, Place, asked
-from internal.biz.models import Message, Request, Response, Settings, Status
+from internal.biz.models import Caller, Message, Request, Response, Settings, Status
 from internal.biz.ports import History
 
 NOBODY = ""
@@ -32,9 +33,10 @@ class ItemStore(Protocol):
 class Dialogue:
     """One per process."""
 
-    def __init__(self, store: ItemStore, history: History) -> None:
+    def __init__(self, store: ItemStore, history: History, attachments: Attachments) -> None:
         self._store = store
         self._history = history
+        self._attachments = attachments
 
     async def page(
         self, conversation_id: str, user: str, after: Place | None, limit: int, *, newest_first: bool
@@ -46,17 +48,19 @@ class Dialogue:
         """Raises NotFound."""
         return await self._store.get(conversation_id, user, place)
 
-    async def add(self, conversation_id: str, user: str, messages: Sequence[Message]) -> Sequence[Item]:
+    async def add(self, caller: Caller, conversation_id: str, messages: Sequence[Message]) -> Sequence[Item]:
         """Say something without asking for an answer: a turn that has ended as soon as it is stored.
 
-        Raises NotFound, InvalidRequest, and Conflict while an answer in the conversation still runs.
+        Raises NotFound, also for what is attached, InvalidRequest, and Conflict while an answer in the
+        conversation still runs.
         """
         if not messages:
             raise InvalidRequest("there is no message among the items", param="items")
+        turn = await self._attachments.resolve(caller, tuple(messages), store=True)
         settings = Settings(conversation_id=conversation_id)
-        request = Request(new_id("resp"), NOBODY, user, time.time(), tuple(messages), settings)
+        request = Request(new_id("resp"), NOBODY, caller.user, time.time(), turn, settings)
         # Should we die in between, it is found to have failed, as any turn.
-        await self._history.begin(request, user, begins=False, wants_title=False)
+        await self._history.begin(request, caller.user, begins=False, wants_title=False)
         await self._history.finish([Response.of(request, Status.COMPLETED, attempt=1)])
         return asked(request)
 

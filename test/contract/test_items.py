@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import bindparam, select, update
 
+from internal.biz.attachments import Attachments
 from internal.biz.conversations import Conversations
 from internal.biz.dialogue import Dialogue
 from internal.biz.errors import Conflict, InvalidRequest, NotFound
 from internal.biz.ids import new_id
 from internal.biz.items import OUTPUT, Item, Place
 from internal.biz.models import (
+    Attachment,
+    Caller,
     ItemKind,
     Message,
     OutputItem,
@@ -52,7 +55,7 @@ class Thread:
     def __init__(self, database: Database, make_request: "RequestFactory") -> None:
         self._make_request = make_request
         self.history = SqlHistory(database)
-        self.dialogue = Dialogue(SqlItems(database), self.history)
+        self.dialogue = Dialogue(SqlItems(database), self.history, Attachments())
         self.conversations = Conversations(SqlConversations(database))
         self.responses = SqlResponses(database)
         self.id = ""
@@ -134,23 +137,32 @@ async def test_what_is_added_is_what_the_next_turn_continues(thread: Thread) -> 
         Message(Role.ASSISTANT, "hi", (CALL,)),
         Message(Role.TOOL, "ok", call_id="call_1"),
     ]
-    added = await thread.dialogue.add(thread.id, ADA, turn)
+    added = await thread.dialogue.add(Caller(ADA), thread.id, turn)
     assert added == await thread.items()
     assert [item.place.position for item in added] == [0, 1, 2, 3]
     await thread.turn("who am I?", said("Ada"))
-    await thread.dialogue.add(thread.id, ADA, [user("right")])
+    await thread.dialogue.add(Caller(ADA), thread.id, [user("right")])
     assert await thread.seen() == ["I am Ada", "hi", "ok", "who am I?", "Ada", "right"]
     # It is no answer of anybody's.
     with pytest.raises(NotFound):
         await thread.responses.get(added[0].place.response_id, ADA)
 
 
+async def test_what_is_added_may_come_with_files(thread: Thread) -> None:
+    sent = Attachment("a.txt", "", url="data:text/plain;base64,aGVsbG8=")
+    with_file = Message(Role.USER, "look", attachments=(sent,))
+    (item,) = await thread.dialogue.add(Caller(ADA), thread.id, [with_file])
+    assert isinstance(item.said, Message)
+    assert item.said.attachments == (Attachment("a.txt", "text/plain", text="hello"),)
+    assert await thread.items() == [item]
+
+
 async def test_nothing_is_added_to_what_is_busy_or_when_there_is_nothing(thread: Thread) -> None:
     with pytest.raises(InvalidRequest):
-        await thread.dialogue.add(thread.id, ADA, [])
+        await thread.dialogue.add(Caller(ADA), thread.id, [])
     await thread.ask("one")
     with pytest.raises(Conflict) as locked:
-        await thread.dialogue.add(thread.id, ADA, [user("more")])
+        await thread.dialogue.add(Caller(ADA), thread.id, [user("more")])
     assert locked.value.code == "conversation_locked"
     assert len(await thread.items()) == 1
 
@@ -229,7 +241,7 @@ async def test_what_is_not_theirs_is_not_found(thread: Thread, whose: str) -> No
     with pytest.raises(NotFound):
         await dialogue.page(conversation_id, caller, None, 10, newest_first=True)
     with pytest.raises(NotFound):
-        await dialogue.add(conversation_id, caller, [user("mine")])
+        await dialogue.add(Caller(caller), conversation_id, [user("mine")])
 
 
 async def test_metadata_is_kept_until_it_is_replaced(thread: Thread) -> None:

@@ -497,7 +497,7 @@ class Api:
         )
         self.identity = Identity(self.accounts, Proxies([]), required=required, allowed_origins=[])
         conversations = Conversations(self.storage)
-        dialogue = Dialogue(FakeItems(self.storage), self.storage)
+        dialogue = Dialogue(FakeItems(self.storage), self.storage, attachments)
         responses = Responses(self.chat, self.queue, self.storage.turns)
         groups = (
             AccountRoutes(self.accounts, self.chat),

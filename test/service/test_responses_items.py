@@ -31,7 +31,7 @@ ITEMS = [
         Message(Role.USER, "hello 🦆"),
         Message(Role.SYSTEM, "be brief"),
         Message(Role.USER, "look", attachments=(IMAGE, Attachment("a.txt", "text/plain", "file_2", "x"))),
-        Message(Role.USER, "", attachments=(IMAGE,)),
+        Message(Role.USER, "", attachments=(IMAGE, Attachment("b.txt", "text/plain", text="ä"))),
         Message(Role.ASSISTANT, "hi"),
         Message(Role.ASSISTANT, "", (CALL,)),
         Message(Role.TOOL, "sunny", call_id="call_1"),

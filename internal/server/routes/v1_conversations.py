@@ -112,10 +112,10 @@ class V1ConversationRoutes:
         ]
 
     async def create(self, call: Call[NewThread, Query]) -> Thread:
-        user, items = call.caller.user, messages(call.body.items or [])
-        conversation = await self._conversations.create(user, metadata=call.body.metadata)
+        caller, items = call.caller, messages(call.body.items or [])
+        conversation = await self._conversations.create(caller.user, metadata=call.body.metadata)
         if items:
-            await self._dialogue.add(conversation.id, user, items)
+            await self._dialogue.add(caller, conversation.id, items)
         return Thread.of(conversation)
 
     async def show(self, call: Call[Body, Query]) -> Thread:
@@ -141,7 +141,7 @@ class V1ConversationRoutes:
         return _json(item_list(found[: query.limit], has_more=len(found) > query.limit))
 
     async def add(self, call: Call[NewItems, Query]) -> web.Response:
-        added = await self._dialogue.add(call.id, call.caller.user, messages(call.body.items))
+        added = await self._dialogue.add(call.caller, call.id, messages(call.body.items))
         return _json(item_list(added))
 
     async def item(self, call: Call[Body, Query]) -> web.Response:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from internal.biz.attachments import data_url
 from internal.biz.dialogue import unknown_item
 from internal.biz.errors import InvalidRequest, NotFound
 from internal.biz.items import OUTPUT, Item, Place
@@ -66,10 +67,13 @@ def _content(message: Message) -> list[dict[str, Any]]:
 
 
 def _attached(attachment: Attachment) -> dict[str, Any]:
-    if attachment.text is None:
-        fields = {"type": "input_image", "detail": "auto", "file_id": attachment.file_id}
-        return {**fields, "image_url": attachment.url}
-    return {"type": "input_file", "file_id": attachment.file_id, "filename": attachment.name}
+    file_id, text = attachment.file_id, attachment.text
+    if text is None:
+        image = {"type": "input_image", "detail": "auto", "file_id": file_id}
+        return {**image, "image_url": attachment.url}
+    file: dict[str, Any] = {"type": "input_file", "file_id": file_id, "filename": attachment.name}
+    # As it was sent: with the bytes, when it is nowhere else.
+    return file if file_id else {**file, "file_data": data_url(attachment.media_type, text.encode())}
 
 
 def item_list(items: Sequence[Item], *, has_more: bool = False) -> dict[str, Any]:
