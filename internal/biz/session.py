@@ -7,17 +7,18 @@ Knows commands and events, not frames or JSON: a codec translates. A session is 
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from internal.biz.chat import Ask, Chat
 from internal.biz.close import CloseCode
+from internal.biz.commands import Cancel, Command, Create, Resume
 from internal.biz.errors import InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
 from internal.biz.events import Event, QueueUpdate, join_deltas
 from internal.biz.flusher import Flusher
 from internal.biz.ids import new_id
+from internal.biz.lanes import Lane, Lanes
 from internal.biz.log import Cursor
 from internal.biz.models import Caller, Settings, Truncation
 from internal.biz.ports import Connection
@@ -31,33 +32,6 @@ VALID_FOR_S = 30.0
 """After so long it is looked again, at the next message, whether the client is still let in."""
 EVENTS_PER_JOIN = 4096
 """How far a lagging follower catches up in one write; adjacent deltas are joined."""
-
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    """Ask a model. Requests of one lane run one after another, lanes run side by side."""
-
-    ask: Ask
-    lane: str | None = None
-    queue_updates: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    response_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """Follow a response again, behind event number `after` (-1: from the start)."""
-
-    response_id: str
-    after: int = -1
-    lane: str | None = None
-    queue_updates: bool = False
-
-
-Command = Create | Cancel | Resume
 
 
 class Codec(Protocol):
@@ -87,17 +61,6 @@ class SessionLimits:
 
     max_in_flight: int
     write_timeout_s: float
-
-
-class _Lane:
-    """Requests that run one after another; `response_id` is the one that runs."""
-
-    __slots__ = ("response_id", "starting", "waiting")
-
-    def __init__(self) -> None:
-        self.response_id: str | None = None
-        self.starting = True
-        self.waiting: deque[Create] | None = None
 
 
 class Session:
@@ -156,7 +119,7 @@ class Session:
         self._limits = limits
         self._dirty = False
         self._cursors: tuple[Cursor, ...] = ()
-        self._lanes: dict[str | None, _Lane] | None = None
+        self._lanes: Lanes | None = None
         self._tasks: set[asyncio.Task[None]] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._conversation_id = conversation_id
@@ -217,17 +180,14 @@ class Session:
     async def _create(self, create: Create) -> None:
         self._require_room()
         if self.draining:
-            raise Unavailable("the server is restarting; connect again in a moment", code="restarting")
+            raise _restarting()
         if self._lanes is None:
-            self._lanes = {}
+            self._lanes = Lanes()
         lane = self._lanes.get(create.lane)
         if lane is None:
-            self._lanes[create.lane] = lane = _Lane()
-            await self._start(lane, create)
+            await self._start(self._lanes.open(create.lane), create)
         else:
-            if lane.waiting is None:
-                lane.waiting = deque()
-            lane.waiting.append(create)
+            lane.add(create)
 
     def _require_room(self) -> None:
         if self.in_flight >= self._limits.max_in_flight:
@@ -240,13 +200,9 @@ class Session:
     @property
     def in_flight(self) -> int:
         """Responses followed, plus messages that wait for their turn."""
-        count = len(self._cursors)
-        if self._lanes:
-            for lane in self._lanes.values():
-                count += lane.starting + (len(lane.waiting) if lane.waiting else 0)
-        return count
+        return len(self._cursors) + (self._lanes.to_come if self._lanes else 0)
 
-    async def _start(self, lane: _Lane, create: Create) -> None:
+    async def _start(self, lane: Lane, create: Create) -> None:
         """Submit what stands at the head of a lane; when that fails, tell why and try the next."""
         following: Create | None = create
         while following is not None:
@@ -255,17 +211,23 @@ class Session:
             try:
                 await self._submit(lane, create)
             except SluiceError as error:
-                self.tell(error, create.lane)
-                following = lane.waiting.popleft() if lane.waiting else None
+                self.tell(error, lane.name)
+                following = lane.next()
             finally:
                 lane.starting = False
-        if lane.response_id is None and self._lanes is not None:
-            self._lanes.pop(create.lane, None)
+        if lane.running is None:
+            self._drop(lane)
 
-    async def _submit(self, lane: _Lane, create: Create) -> None:
+    def _drop(self, lane: Lane) -> None:
+        if self._lanes is not None:
+            self._lanes.drop(lane)
+            if not self._lanes:
+                self._lanes = None
+
+    async def _submit(self, lane: Lane, create: Create) -> None:
         ask = self._continued(create.ask) if self._codec.continues else create.ask
         # Noted before anything is published, so that `close` can tell of it however far this came.
-        lane.response_id = response_id = new_id("resp")
+        lane.running = response_id = new_id("resp")
         try:
             try:
                 await self._chat.submit(self.caller, ask, response_id)
@@ -279,7 +241,7 @@ class Session:
             self.responses += 1
             await self._follow(response_id, -1, create.lane, create.queue_updates)
         except Exception:
-            lane.response_id = None
+            lane.running = None
             raise
 
     def _continued(self, ask: Ask) -> Ask:
@@ -406,16 +368,16 @@ class Session:
         self._cursors = tuple(cursor for cursor in self._cursors if not cursor.done)
         for cursor in finished:
             cursor.close()
-            lane = self._lanes.get(cursor.lane) if self._lanes else None
-            if self._lanes is None or lane is None or lane.response_id != cursor.response_id:
+            lane = self._lanes.of(cursor.response_id) if self._lanes else None
+            if lane is None:
                 continue
-            lane.response_id = None
-            if lane.waiting:
-                self._spawn_start(lane, lane.waiting.popleft())
+            lane.running = None
+            if (following := lane.next()) is not None:
+                self._spawn_start(lane, following)
             else:
-                del self._lanes[cursor.lane]
+                self._drop(lane)
 
-    def _spawn_start(self, lane: _Lane, create: Create) -> None:
+    def _spawn_start(self, lane: Lane, create: Create) -> None:
         if self.closed:
             return
         lane.starting = True
@@ -446,13 +408,9 @@ class Session:
     def drain(self) -> None:
         """Take no new requests; those that wait are refused, those that run finish."""
         self.draining = True
-        for name, lane in (self._lanes or {}).items():
-            waiting, lane.waiting = lane.waiting or deque(), None
-            for _ in waiting:
-                self.tell(
-                    Unavailable("the server is restarting; connect again in a moment", code="restarting"),
-                    name,
-                )
+        for lane in self._lanes or ():
+            while lane.next() is not None:
+                self.tell(_restarting(), lane.name)
 
     def ping(self) -> bool:
         if self._writer is not None:
@@ -489,10 +447,14 @@ class Session:
             for cursor in self._cursors
             if not (cursor.log.ended or cursor.log.asked.settings.background)
         ]
-        started = (lane.response_id for lane in (self._lanes or {}).values())
-        running += [response_id for response_id in started if response_id and response_id not in followed]
+        started = self._lanes.running if self._lanes else ()
+        running += [response_id for response_id in started if response_id not in followed]
         for cursor in self._cursors:
             cursor.close()
         self._cursors = ()
         self._lanes = None
         return running
+
+
+def _restarting() -> Unavailable:
+    return Unavailable("the server is restarting; connect again in a moment", code="restarting")

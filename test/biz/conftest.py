@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import pytest
 
 from internal.biz.chat import Ask, Chat, ChatRules
+from internal.biz.commands import Command, Create, Resume
 from internal.biz.errors import InvalidRequest, SluiceError
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, TextDelta
 from internal.biz.flusher import Flusher
@@ -14,7 +15,7 @@ from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.limits import NoLimits
 from internal.biz.log import Cursor
 from internal.biz.models import Caller, Message, Request, Response, Role, Settings
-from internal.biz.session import Command, Create, Resume, Session, SessionLimits
+from internal.biz.session import Session, SessionLimits
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from internal.biz import session as session_module
 from internal.biz.chat import Ask
 from internal.biz.close import CloseCode
+from internal.biz.commands import Cancel, Create, Resume
 from internal.biz.errors import GenerationFailed
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseQueued, TextDelta
 from internal.biz.generation import FinishReason
 from internal.biz.models import Caller, Message, Role, Settings
-from internal.biz.session import Cancel, Create, Resume
 
 if TYPE_CHECKING:
     from test.biz.conftest import Frame, Run, Server

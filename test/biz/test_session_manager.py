@@ -8,11 +8,12 @@ import pytest
 
 from internal.biz.chat import Ask
 from internal.biz.close import CloseCode
+from internal.biz.commands import Create, Resume
 from internal.biz.errors import TooManyRequests, Unavailable
 from internal.biz.generation import FinishReason
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.models import Caller, Message, Role
-from internal.biz.session import Create, Resume, Session, SessionLimits
+from internal.biz.session import Session, SessionLimits
 from internal.biz.session_manager import ManagerLimits, SessionManager
 
 if TYPE_CHECKING:

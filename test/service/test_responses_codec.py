@@ -12,6 +12,7 @@ from openai.types.responses import ResponsesServerEvent
 from pydantic import BaseModel
 
 from internal.biz.chat import Ask
+from internal.biz.commands import Cancel, Command, Create, Resume
 from internal.biz.errors import InvalidRequest, SluiceError, TooManyRequests, UnsupportedParameter
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseQueued, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
@@ -31,7 +32,6 @@ from internal.biz.models import (
     Truncation,
     Usage,
 )
-from internal.biz.session import Cancel, Command, Create, Resume
 from internal.service.codec.responses import ResponsesCodec
 
 CODEC = ResponsesCodec()

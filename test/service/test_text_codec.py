@@ -3,6 +3,7 @@
 import pytest
 
 from internal.biz.chat import Ask
+from internal.biz.commands import Create
 from internal.biz.errors import InvalidRequest, NotFound
 from internal.biz.events import (
     Event,
@@ -23,7 +24,7 @@ from internal.biz.events import (
 )
 from internal.biz.log import Cursor, ResponseLog
 from internal.biz.models import Failure, ItemKind, Message, OutputItem, Response, Role, Settings, Status
-from internal.biz.session import Codec, Create
+from internal.biz.session import Codec
 from internal.service.codec.text import TextCodec
 
 RESPONSE = Response("resp_1", "m", "ada", 0.0, Settings(), Status.IN_PROGRESS)

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import Field, StringConstraints, ValidationError
 
+from internal.biz.commands import Cancel, Command, Create, Resume
 from internal.biz.errors import InvalidRequest, SluiceError
 from internal.biz.events import Event, QueueUpdate, TextDelta
 from internal.biz.log import Cursor
 from internal.biz.models import ItemKind
-from internal.biz.session import Cancel, Command, Create, Resume
 from internal.service.api.base import Body
 from internal.service.codec.responses_objects import event_object, part_place
 from internal.service.codec.responses_request import ResponseCreate, invalid, require_small

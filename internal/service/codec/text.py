@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from internal.biz.chat import Ask
+from internal.biz.commands import Create
 from internal.biz.errors import InvalidRequest, SluiceError
 from internal.biz.events import Event, QueueUpdate, ResponseFailed, TextDelta
 from internal.biz.log import Cursor
 from internal.biz.models import Message, Role
-from internal.biz.session import Create
 
 
 class TextCodec:

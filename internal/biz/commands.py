@@ -1,0 +1,32 @@
+"""What the client of a session can ask for. A codec makes these of its frames."""
+
+from dataclasses import dataclass
+
+from internal.biz.chat import Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Ask a model. Requests of one lane run one after another, lanes run side by side."""
+
+    ask: Ask
+    lane: str | None = None
+    queue_updates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    response_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Follow a response again, behind event number `after` (-1: from the start)."""
+
+    response_id: str
+    after: int = -1
+    lane: str | None = None
+    queue_updates: bool = False
+
+
+Command = Create | Cancel | Resume
