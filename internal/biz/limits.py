@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Literal, Protocol
 
-from internal.biz.errors import RateLimited, TooManyRequests
+from internal.biz.errors import InvalidRequest, RateLimited, TooManyRequests
 from internal.biz.models import Caller, Response
 
 WINDOW_S = 60.0
@@ -61,12 +61,13 @@ class Budget:
 class Limiter(Protocol):
     """Budgets of users and addresses. Where they cannot be looked up, everything passes."""
 
-    async def admit(self, caller: Caller, response_id: str) -> Budget | None:
-        """Take one request from the budgets of the caller, and a place among the responses that they may
-        have running. Returns what is left, None when there is no budget.
+    async def admit(self, caller: Caller, *response_ids: str) -> Budget | None:
+        """Take one request for each response from the budgets of the caller, and a place among the responses
+        that they may have running. Returns what is left, None when there is no budget.
 
-        Raises RateLimited or TooManyRequests, and then takes nothing. Who admits a response settles it, also
-        when it is never published. Cancelled, it may have been admitted.
+        Raises RateLimited or TooManyRequests, and then takes nothing, and InvalidRequest for more than ever
+        can be had at once. Who admits a response settles it, also when it is never published. Cancelled, it
+        may have been admitted.
         """
 
     async def spend(self, caller: Caller) -> Budget | None:
@@ -90,7 +91,7 @@ class Limiter(Protocol):
 class NoLimits:
     """Implements Limiter, for who answers to nobody: tests, and an operator's desk."""
 
-    async def admit(self, caller: Caller, response_id: str) -> Budget | None:
+    async def admit(self, caller: Caller, *response_ids: str) -> Budget | None:
         return None
 
     async def spend(self, caller: Caller) -> Budget | None:
@@ -131,9 +132,9 @@ class Bucket:
     def budget(self, debt_s: float) -> Budget:
         return Budget(self.per_minute, self.remaining(debt_s), debt_s)
 
-    def refusal(self, debt_s: float) -> RateLimited:
-        """Why there is not even one left."""
-        retry_after_s = max(0.0, debt_s + self.unit_s - WINDOW_S)
+    def refusal(self, debt_s: float, count: int = 1) -> RateLimited:
+        """Why there are not even so many left."""
+        retry_after_s = max(0.0, debt_s + count * self.unit_s - WINDOW_S)
         wait_s = max(1, math.ceil(retry_after_s))
         kind = self.whose.partition(":")[0]
         whose = {"user": "you", "address": "your address", "name": "this name"}[kind]
@@ -195,6 +196,16 @@ def tightest(buckets: Sequence[Bucket], debts_s: Sequence[float]) -> Budget | No
     """The budget of which least is left. `debts_s` are those of the buckets, in their order."""
     budgets = (bucket.budget(debt_s) for bucket, debt_s in zip(buckets, debts_s, strict=True))
     return min(budgets, key=lambda budget: budget.remaining, default=None)
+
+
+def require_possible(takes: Sequence[Bucket], in_flight: int, count: int) -> None:
+    """Raises InvalidRequest for more responses at once than ever could be admitted, however long somebody
+    waits. `in_flight`: how many may run (0: no limit)."""
+    most = min([bucket.per_minute for bucket in takes] + [in_flight or count])
+    if count > most:
+        raise InvalidRequest(
+            f"this asks {count} models at once, and you may ask {most}", code="too_many_models", param="model"
+        )
 
 
 def too_many_in_flight(limit: int) -> TooManyRequests:

@@ -19,6 +19,7 @@ from internal.biz.limits import (
     password_bucket,
     payer_of,
     request_buckets,
+    require_possible,
     tightest,
     token_buckets,
     too_many_in_flight,
@@ -56,19 +57,21 @@ class MemoryLimiter:
         """By response, in the order of their deadlines."""
         self._in_flight: Counter[str] = Counter()
 
-    async def admit(self, caller: Caller, response_id: str) -> Budget | None:
-        now_s, limit = self._clock(), self._limits.user_in_flight
+    async def admit(self, caller: Caller, *response_ids: str) -> Budget | None:
+        now_s, limit, count = self._clock(), self._limits.user_in_flight, len(response_ids)
         takes, pays = request_buckets(self._limits, caller), token_buckets(self._limits, caller)
-        self._require([*takes, *pays], now_s)
+        require_possible(takes, limit, count)
+        self._require([*((bucket, count) for bucket in takes), *((bucket, 1) for bucket in pays)], now_s)
         while self._places and next(iter(self._places.values())).until_s <= now_s:
             self._leave(next(iter(self._places)))
         payer = payer_of(caller)
-        if limit and self._in_flight[payer] >= limit:
+        if limit and self._in_flight[payer] + count > limit:
             raise too_many_in_flight(limit)
         for bucket in takes:
-            self._take(bucket, 1, now_s)
+            self._take(bucket, count, now_s)
         if limit or pays:
-            self._enter(response_id, _Place(payer, now_s + PLACE_S, pays))
+            for response_id in response_ids:
+                self._enter(response_id, _Place(payer, now_s + PLACE_S, pays))
         told = takes or pays
         return tightest(told, [self._debt_s(bucket, now_s) for bucket in told])
 
@@ -96,18 +99,20 @@ class MemoryLimiter:
     def _debt_s(self, bucket: Bucket, now_s: float) -> float:
         return max(0.0, self._full_at_s.get(bucket.key, now_s) - now_s)
 
-    def _require(self, buckets: Sequence[Bucket], now_s: float) -> None:
-        """Raise RateLimited, by the one that takes longest, unless each holds at least one."""
-        debts = [(self._debt_s(bucket, now_s), bucket) for bucket in buckets]
-        short = [(debt_s + bucket.unit_s, bucket, debt_s) for debt_s, bucket in debts]
-        short = [one for one in short if one[0] > WINDOW_S + _ROUNDING_S]
+    def _require(self, buckets: Sequence[tuple[Bucket, int]], now_s: float) -> None:
+        """Raise RateLimited, by the one that takes longest, unless each holds at least so many."""
+        short = []
+        for bucket, count in buckets:
+            debt_s = self._debt_s(bucket, now_s)
+            full_s = debt_s + count * bucket.unit_s
+            if full_s > WINDOW_S + _ROUNDING_S:
+                short.append((full_s, bucket.refusal(debt_s, count)))
         if short:
-            _, bucket, debt_s = max(short, key=lambda one: one[0])
-            raise bucket.refusal(debt_s)
+            raise max(short, key=lambda one: one[0])[1]
 
     def _take_one(self, buckets: Sequence[Bucket], now_s: float) -> None:
         """From each of them, or from none."""
-        self._require(buckets, now_s)
+        self._require([(bucket, 1) for bucket in buckets], now_s)
         for bucket in buckets:
             self._take(bucket, 1, now_s)
 

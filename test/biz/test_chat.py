@@ -241,10 +241,10 @@ class Budgets(NoLimits):
         self.places: list[str] = []
         self._refusal = refusal
 
-    async def admit(self, caller: Caller, response_id: str) -> None:
+    async def admit(self, caller: Caller, *response_ids: str) -> None:
         if self._refusal is not None:
             raise self._refusal
-        self.places.append(response_id)
+        self.places += response_ids
 
     async def settle(self, responses: Sequence[Response]) -> None:
         for response in responses:

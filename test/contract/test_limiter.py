@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from internal.biz.errors import RateLimited, TooManyRequests
+from internal.biz.errors import InvalidRequest, RateLimited, TooManyRequests
 from internal.biz.limits import Budget, Limiter, Limits
 from internal.biz.models import Caller, Request, Response, Settings, Status, Usage
 from internal.data.memory_limiter import MemoryLimiter
@@ -397,3 +397,42 @@ async def test_guests_count_by_where_they_come_from(open_limiter: Open) -> None:
         await limiter.admit(Caller("guest_3", "192.0.2.1"), "r3")
     await limiter.admit(Caller("guest_3", "192.0.2.2"), "r3")
     await limiter.admit(ADA, "r4")
+
+
+# ── several at once ──────────────────────────────────────────────────────────────────────────────
+
+
+async def test_several_responses_take_a_request_each_or_none_does(open_limiter: Open) -> None:
+    limiter = await open_limiter(Limits(user_requests=5))
+    budget = await limiter.admit(ADA, "r1", "r2", "r3")
+    assert budget is not None
+    assert budget.remaining == 2
+    with pytest.raises(RateLimited) as refused:
+        await limiter.admit(ADA, "r4", "r5", "r6")
+    assert refused.value.retry_after_s == pytest.approx(12, abs=1)
+    budget = await limiter.admit(ADA, "r7", "r8")
+    assert budget is not None
+    assert budget.remaining == 0
+
+
+async def test_several_responses_take_a_place_each_or_none_does(open_limiter: Open) -> None:
+    limiter = await open_limiter(Limits(user_in_flight=3))
+    await limiter.admit(ADA, "r1", "r2")
+    with pytest.raises(TooManyRequests) as refused:
+        await limiter.admit(ADA, "r3", "r4")
+    assert refused.value.code == "too_many_in_flight"
+    await limiter.admit(ADA, "r3")
+    await limiter.settle(ended("r1", "r2"))
+    await limiter.admit(ADA, "r4", "r5")
+
+
+@pytest.mark.parametrize("limits", [Limits(user_requests=2), Limits(user_in_flight=2)])
+async def test_more_at_once_than_ever_could_be_is_not_to_be_tried_again(
+    open_limiter: Open, limits: Limits
+) -> None:
+    limiter = await open_limiter(limits)
+    with pytest.raises(InvalidRequest) as refused:
+        await limiter.admit(ADA, "r1", "r2", "r3")
+    assert refused.value.code == "too_many_models"
+    assert not refused.value.retryable
+    await limiter.admit(ADA, "r1", "r2")

@@ -369,14 +369,14 @@ class NoLimits:
         self.budget: Budget | None = None
         self.spent: list[Caller] = []
 
-    async def admit(self, caller: Caller, response_id: str) -> Budget | None:
+    async def admit(self, caller: Caller, *response_ids: str) -> Budget | None:
         if self.refusal is not None:
             raise self.refusal
         return self.budget
 
     async def spend(self, caller: Caller) -> Budget | None:
         self.spent.append(caller)
-        return await self.admit(caller, "")
+        return await self.admit(caller)
 
     async def settle(self, responses: Sequence[Response]) -> None:
         return

@@ -24,6 +24,7 @@ from internal.biz.limits import (
     password_bucket,
     payer_of,
     request_buckets,
+    require_possible,
     tightest,
     token_buckets,
     too_many_in_flight,
@@ -57,12 +58,13 @@ class RedisLimiter:
         """Tokens by response, from when it ends until Redis knows."""
         link.on_up.append(self._settle_again)
 
-    async def admit(self, caller: Caller, response_id: str) -> Budget | None:
+    async def admit(self, caller: Caller, *response_ids: str) -> Budget | None:
         takes, pays = request_buckets(self._limits, caller), token_buckets(self._limits, caller)
+        require_possible(takes, self._limits.user_in_flight, len(response_ids))
         if not takes and not pays and not self._limits.user_in_flight:
             return None
         try:
-            debts_s = await self._take(takes, pays, response_id, payer_of(caller))
+            debts_s = await self._take(takes, pays, response_ids, payer_of(caller))
         except Unavailable:
             self._meter.limiter_failed()
             return None
@@ -93,14 +95,25 @@ class RedisLimiter:
             await self._alone.attempt_password(user_id)
 
     async def _take(
-        self, takes: Sequence[Bucket], pays: Sequence[Bucket] = (), response_id: str = "", user: str = ""
+        self,
+        takes: Sequence[Bucket],
+        pays: Sequence[Bucket] = (),
+        response_ids: Sequence[str] = (),
+        user: str = "",
     ) -> list[float]:
-        """Take one from each of `takes`. Returns the debts of all budgets, those that were taken from first.
+        """Take one for each response from each of `takes`; without responses, one. Returns the debts of all
+        budgets, those that were taken from first.
 
         Raises RateLimited, TooManyRequests, or Unavailable; then it may have been taken all the same.
         """
-        in_flight, buckets = self._limits.user_in_flight if response_id else 0, [*takes, *pays]
-        arguments: list[object] = [response_id, user, in_flight, int(PLACE_S * 1000), int(WINDOW_S * 1000)]
+        in_flight, buckets = self._limits.user_in_flight if response_ids else 0, [*takes, *pays]
+        arguments: list[object] = [
+            ",".join(response_ids),
+            user,
+            in_flight,
+            int(PLACE_S * 1000),
+            int(WINDOW_S * 1000),
+        ]
         for number, bucket in enumerate(buckets):
             arguments += (bucket.key, bucket.unit_s * 1000, int(number < len(takes)))
         verdict, *debts_ms = await self._link.call("admit", self._base, *arguments)
@@ -108,7 +121,8 @@ class RedisLimiter:
         if verdict == _IN_FLIGHT:
             raise too_many_in_flight(in_flight)
         if verdict != _ADMITTED:
-            raise buckets[verdict - 1].refusal(debts_s[verdict - 1])
+            count = max(1, len(response_ids)) if verdict <= len(takes) else 1
+            raise buckets[verdict - 1].refusal(debts_s[verdict - 1], count)
         return debts_s
 
     async def settle(self, responses: Sequence[Response]) -> None:
