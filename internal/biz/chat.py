@@ -28,11 +28,15 @@ from internal.biz.models import (
     Message,
     Request,
     Response,
+    Seat,
     Settings,
     Status,
     WorkerInfo,
 )
 from internal.biz.ports import History, Queue
+
+MAX_BATCH = 8
+"""Models that may be asked at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,15 @@ class Ask:
     model: str | None = None
     settings: Settings = Settings()
     begins: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a turn: what the caller has left, and which of its responses could not be published, and
+    so have failed already."""
+
+    budget: Budget | None
+    refused: Mapping[str, SluiceError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +113,7 @@ class Chat:
         self._titles = titles
         self._attachments = attachments or Attachments()
         self.models = rules.models
+        self.owners_only = rules.owners_only
 
     async def is_still_valid(self, caller: Caller) -> bool:
         """Whether a caller who came in some time ago would come in now. Raises Unavailable."""
@@ -137,42 +151,100 @@ class Chat:
         When it is cancelled, the response may have been published.
         """
         model = self.require_model(ask.model)
+        request = Request(response_id, model, caller.user, time.time(), ask.turn, ask.settings)
+        submitted = await self._submit(caller, ask, [request])
+        for error in submitted.refused.values():
+            raise error
+        return submitted.budget
+
+    async def submit_batch(
+        self, caller: Caller, ask: Ask, models: Sequence[str], batch_id: str, response_ids: Sequence[str]
+    ) -> Submitted:
+        """Ask several models (`ask` names none), each under a new id of its own, in their order. One that
+        cannot be reached does not keep the others from answering.
+
+        Raises as `submit`, when there is something wrong with any of it, or no model could be asked.
+        """
+        for model in models:
+            self.require_model(model)
+        if len(set(models)) < len(models):
+            raise InvalidRequest("a model is named twice", code="invalid_value", param="model")
+        if len(models) > MAX_BATCH:
+            raise InvalidRequest(
+                f"at most {MAX_BATCH} models are asked at once", code="too_many_models", param="model"
+            )
+        now = time.time()
+        requests = [
+            Request(one, model, caller.user, now, ask.turn, ask.settings, Seat(batch_id, position))
+            for position, (model, one) in enumerate(zip(models, response_ids, strict=True))
+        ]
+        submitted = await self._submit(caller, ask, requests)
+        if len(submitted.refused) == len(requests):
+            raise submitted.refused[response_ids[0]]
+        return submitted
+
+    async def _submit(self, caller: Caller, ask: Ask, requests: Sequence[Request]) -> Submitted:
+        """Those of one turn."""
         settings = ask.settings
         if not ask.turn:
             raise InvalidRequest("the input is empty", param="input")
-        self._require_features(model, ask)
-        request = Request(response_id, model, caller.user, time.time(), ask.turn, settings)
+        for request in requests:
+            self._require_features(request.model, ask)
         owner = self.owner(caller)
-        wants_title = settings.conversation_id is not None and model in self._rules.titling
-        budget = await self._limiter.admit(caller, response_id)
+        is_titled = any(request.model in self._rules.titling for request in requests)
+        wants_title = settings.conversation_id is not None and is_titled
+        budget = await self._limiter.admit(caller, *(request.response_id for request in requests))
         is_known = False
         try:
             if any(message.attachments for message in ask.turn):
-                request = await self._attached(caller, ask, request)
+                requests = await self._attached(caller, ask, requests)
             if settings.store:
-                await self._history.begin(request, owner, begins=ask.begins, wants_title=wants_title)
-            elif request.continues and not ask.begins:
-                await self._history.check(request, owner)
+                await self._begin(requests, owner, begins=ask.begins, wants_title=wants_title)
+            elif requests[0].continues and not ask.begins:
+                await self._history.check(requests[0], owner)
             is_known = True
-            await self._queue.publish(request)
-            if wants_title and settings.store and self._titles is not None:
-                self._titles.expect()
+            refused = await self._publish(requests)
         except SluiceError as error:
-            failure = Failure(error.code, error.message)
-            with contextlib.suppress(Unavailable):
-                await self._settle([Response.of(request, Status.FAILED, failure=failure)])
+            await self._fail(requests, error)
             raise
         except asyncio.CancelledError:
             if not is_known:  # nobody else would give its place back
-                await self._limiter.settle([Response.of(request, Status.CANCELLED)])
+                await self._limiter.settle([Response.of(request, Status.CANCELLED) for request in requests])
             raise
-        return budget
+        if wants_title and settings.store and self._titles is not None and len(refused) < len(requests):
+            self._titles.expect()
+        return Submitted(budget, refused)
 
-    async def _attached(self, caller: Caller, ask: Ask, request: Request) -> Request:
-        """The request with its files as they are stored and sent. Raises as `submit`."""
+    async def _begin(
+        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
+    ) -> None:
+        if requests[0].batch is None:
+            await self._history.begin(requests[0], owner, begins=begins, wants_title=wants_title)
+        else:
+            await self._history.begin_batch(requests, owner, begins=begins, wants_title=wants_title)
+
+    async def _publish(self, requests: Sequence[Request]) -> dict[str, SluiceError]:
+        """Returns what could not be."""
+        refused: dict[str, SluiceError] = {}
+        for request in requests:
+            try:
+                await self._queue.publish(request)
+            except SluiceError as error:
+                await self._fail([request], error)
+                refused[request.response_id] = error
+        return refused
+
+    async def _fail(self, requests: Sequence[Request], error: SluiceError) -> None:
+        failure = Failure(error.code, error.message)
+        with contextlib.suppress(Unavailable):
+            await self._settle([Response.of(request, Status.FAILED, failure=failure) for request in requests])
+
+    async def _attached(self, caller: Caller, ask: Ask, requests: Sequence[Request]) -> list[Request]:
+        """The requests with their files as they are stored and sent. Raises as `submit`."""
         turn = await self._attachments.resolve(caller, ask.turn, store=ask.settings.store)
-        self._require_features(request.model, replace(ask, turn=turn))
-        return replace(request, messages=turn)
+        for request in requests:
+            self._require_features(request.model, replace(ask, turn=turn))
+        return [replace(request, messages=turn) for request in requests]
 
     async def submit_again(self, earlier: Request, response_id: str) -> None:
         """Publish what `earlier` asked under a new id, and store it as a turn of its own.
@@ -207,7 +279,7 @@ class Chat:
 
     async def cancel(self, caller: Caller, response_id: str) -> None:
         """Stop a response; harmless when it has ended. Raises NotFound."""
-        if self._rules.owners_only:
+        if self.owners_only:
             cursor = await self.follow(caller, response_id, -1, _Nobody())
             cursor.close()
         await self._queue.cancel(response_id)

@@ -7,11 +7,18 @@ from internal.biz.chat import Ask
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Ask a model. Requests of one lane run one after another, lanes run side by side."""
+    """Ask a model, or several at once (`models`; the first is then not named in `ask`). Requests of one lane
+    run one after another, lanes run side by side."""
 
     ask: Ask
     lane: str | None = None
     queue_updates: bool = False
+    models: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many responses it is."""
+        return len(self.models) or 1
 
 
 @dataclass(frozen=True, slots=True)

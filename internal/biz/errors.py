@@ -160,6 +160,11 @@ def unknown_file(file_id: str) -> NotFound:
     return NotFound(f"there is no file {file_id!r}", code="file_not_found", param="file_id")
 
 
+def unknown_batch(batch_id: str) -> NotFound:
+    """As `unknown_response`."""
+    return NotFound(f"there is no batch {batch_id!r}", code="batch_not_found")
+
+
 def nothing_to_continue(response_id: str) -> NotFound:
     """As `unknown_response`, for one that was to be continued."""
     return NotFound(

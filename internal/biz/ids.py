@@ -12,6 +12,11 @@ def new_id(prefix: str) -> str:
     return first_id(prefix, time.time()) + os.urandom(10).hex()
 
 
+def new_ids(prefix: str, count: int) -> list[str]:
+    """As many new ids, in their order."""
+    return sorted(new_id(prefix) for _ in range(count))
+
+
 def first_id(prefix: str, moment: float) -> str:
     """Where the ids that are made at a moment (Unix seconds) begin in the order of all ids."""
     return f"{prefix}_{max(0, int(moment * 1000)):012x}"

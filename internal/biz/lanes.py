@@ -7,21 +7,24 @@ from internal.biz.commands import Create
 
 
 class Lane:
-    """Requests that run one after another. `running` is the response to the one at its head, which `starting`
-    says is just being asked for."""
+    """Requests that run one after another. `running` are the responses to the one at its head, several when
+    it asks several models; `starting`: how many of them are just being asked for."""
 
     __slots__ = ("_waiting", "name", "running", "starting")
 
     def __init__(self, name: str | None) -> None:
         self.name = name
-        self.running: str | None = None
-        self.starting = False
+        self.running: list[str] = []
+        self.starting = 0
         self._waiting: deque[Create] | None = None
 
     @property
     def to_come(self) -> int:
         """Responses that nobody follows yet."""
-        return self.starting + (len(self._waiting) if self._waiting else 0)
+        count = self.starting
+        for create in self._waiting or ():
+            count += create.count
+        return count
 
     def add(self, create: Create) -> None:
         """Wait for those before it."""
@@ -66,7 +69,7 @@ class Lanes:
 
     def of(self, response_id: str) -> Lane | None:
         """The one that a response runs in."""
-        return next((lane for lane in self if lane.running == response_id), None)
+        return next((lane for lane in self if response_id in lane.running), None)
 
     def drop(self, lane: Lane) -> None:
         """Nothing runs there any more."""
@@ -75,4 +78,4 @@ class Lanes:
     @property
     def running(self) -> Iterator[str]:
         """The responses that were asked for."""
-        return (lane.running for lane in self if lane.running is not None)
+        return (response_id for lane in self for response_id in lane.running)

@@ -238,6 +238,11 @@ class Request:
         """Whether something was said before."""
         return self.settings.previous_response_id is not None or self.settings.conversation_id is not None
 
+    @property
+    def prompt(self) -> str:
+        """What the user said last in this turn; nothing, where it has nothing of a user's."""
+        return next((it.content for it in reversed(self.messages) if it.role is Role.USER), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -292,6 +297,7 @@ class Response:
     attempt: int = 0
     """Which attempt says so."""
     first_token_at: float | None = None
+    batch: Seat | None = None
 
     @classmethod
     def of(
@@ -322,6 +328,7 @@ class Response:
             completed_at,
             attempt,
             first_token_at,
+            request.batch,
         )
 
     @property
@@ -360,7 +367,8 @@ class Conversation:
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
     """A message of a conversation. `model` and `status` are those of the response that it belongs to, as its
-    question or as its answer. `created_at` is Unix seconds."""
+    question or as its answer. `created_at` is Unix seconds. The question to several models is there once,
+    before the first one's answer; `batch_id` tells what belongs together."""
 
     id: str
     response_id: str
@@ -370,6 +378,7 @@ class StoredMessage:
     model: str
     status: Status
     attachments: tuple[Attachment, ...] = ()
+    batch_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,16 @@ class History(Protocol):
         that continue a conversation one is refused.
         """
 
+    async def begin_batch(
+        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
+    ) -> None:
+        """The same for a turn that asks several models: all of it is stored, or nothing. The requests are
+        those of one batch, in their order, and differ in nothing else but their models.
+
+        The conversation continues from the answer of the first model whose answer did not fail, unless
+        another one is chosen (BatchStore).
+        """
+
     async def before(self, requests: Sequence[Request], max_chars: int) -> Sequence[tuple[Message, ...]]:
         """What was said before each of these, the oldest first: the newest turns, up to the first that goes
         beyond `max_chars` (0: as many as are kept in mind), and the system messages of the very first turn.

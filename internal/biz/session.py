@@ -17,7 +17,7 @@ from internal.biz.commands import Cancel, Command, Create, Resume
 from internal.biz.errors import InvalidRequest, NotFound, SluiceError, TooManyRequests, Unavailable
 from internal.biz.events import Event, QueueUpdate, join_deltas
 from internal.biz.flusher import Flusher
-from internal.biz.ids import new_id
+from internal.biz.ids import new_id, new_ids
 from internal.biz.lanes import Lane, Lanes
 from internal.biz.log import Cursor
 from internal.biz.models import Caller, Settings, Truncation
@@ -178,7 +178,7 @@ class Session:
         self._send([self._codec.encode_error(error, lane)])
 
     async def _create(self, create: Create) -> None:
-        self._require_room()
+        self._require_room(create.count)
         if self.draining:
             raise _restarting()
         if self._lanes is None:
@@ -189,8 +189,8 @@ class Session:
         else:
             lane.add(create)
 
-    def _require_room(self) -> None:
-        if self.in_flight >= self._limits.max_in_flight:
+    def _require_room(self, count: int = 1) -> None:
+        if self.in_flight + count > self._limits.max_in_flight:
             raise TooManyRequests(
                 f"this connection has {self.in_flight} messages in flight already, "
                 f"the most that is allowed; wait for an answer first",
@@ -207,15 +207,16 @@ class Session:
         following: Create | None = create
         while following is not None:
             create, following = following, None
-            lane.starting = True
+            lane.starting = create.count
             try:
-                await self._submit(lane, create)
+                await (self._submit_batch if create.models else self._submit)(lane, create)
             except SluiceError as error:
                 self.tell(error, lane.name)
-                following = lane.next()
             finally:
-                lane.starting = False
-        if lane.running is None:
+                lane.starting = 0
+            if not lane.running:
+                following = lane.next()
+        if not lane.running:
             self._drop(lane)
 
     def _drop(self, lane: Lane) -> None:
@@ -227,7 +228,8 @@ class Session:
     async def _submit(self, lane: Lane, create: Create) -> None:
         ask = self._continued(create.ask) if self._codec.continues else create.ask
         # Noted before anything is published, so that `close` can tell of it however far this came.
-        lane.running = response_id = new_id("resp")
+        response_id = new_id("resp")
+        lane.running = [response_id]
         try:
             try:
                 await self._chat.submit(self.caller, ask, response_id)
@@ -241,8 +243,30 @@ class Session:
             self.responses += 1
             await self._follow(response_id, -1, create.lane, create.queue_updates)
         except Exception:
-            lane.running = None
+            lane.running = []
             raise
+
+    async def _submit_batch(self, lane: Lane, create: Create) -> None:
+        """Ask several models, each in a lane of the client's view. What becomes of one does not concern the
+        others."""
+        lane.running = ids = new_ids("resp", create.count)
+        try:
+            submitted = await self._chat.submit_batch(
+                self.caller, create.ask, create.models, new_id("batch"), tuple(ids)
+            )
+        except Exception:
+            lane.running = []
+            raise
+        self.responses += create.count
+        for response_id, model in zip(tuple(ids), create.models, strict=True):
+            name = model if create.lane is None else f"{create.lane}:{model}"
+            try:
+                if (refusal := submitted.refused.get(response_id)) is not None:
+                    raise refusal
+                await self._follow(response_id, -1, name, create.queue_updates)
+            except SluiceError as error:
+                lane.running.remove(response_id)
+                self.tell(error, name)
 
     def _continued(self, ask: Ask) -> Ask:
         if self._conversation_id is None:
@@ -371,7 +395,9 @@ class Session:
             lane = self._lanes.of(cursor.response_id) if self._lanes else None
             if lane is None:
                 continue
-            lane.running = None
+            lane.running.remove(cursor.response_id)
+            if lane.running:
+                continue
             if (following := lane.next()) is not None:
                 self._spawn_start(lane, following)
             else:
@@ -380,7 +406,7 @@ class Session:
     def _spawn_start(self, lane: Lane, create: Create) -> None:
         if self.closed:
             return
-        lane.starting = True
+        lane.starting = create.count
         if self._tasks is None:
             self._tasks = set()
         task = asyncio.create_task(self._start(lane, create))

@@ -1,9 +1,11 @@
 """Turns in the memory of one process. Bounded; what was not used for longest is forgotten first."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from internal.biz.batches import Batch, Task
 from internal.biz.conversations import MAX_SIZE, TURN_SIZE
 from internal.biz.errors import (
     Conflict,
@@ -30,20 +32,36 @@ class _Turn:
     """Which attempt ended it; None while it runs."""
     response: Response | None = None
     """How it ended."""
+    ended_at: float | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
         said = self.request.messages
         return (*said, self.answer) if self.answer else said
 
+    @property
+    def task(self) -> Task:
+        request, response = self.request, self.response
+        return Task(
+            request.response_id,
+            request.user,
+            request.model,
+            Status.IN_PROGRESS if response is None else response.status,
+            request.created_at,
+            "" if response is None else response.text,
+            None if response is None else response.failure,
+            None if response is None else response.incomplete_reason,
+            self.ended_at,
+        )
+
 
 @dataclass(slots=True)
 class _Thread:
-    """A conversation: the turn that the next one follows, and the one that was begun last."""
+    """A conversation: the turn that the next one follows, and that or those which were begun last."""
 
     user: str
     head_id: str | None = None
-    latest_id: str | None = None
+    latest_ids: Sequence[str] = ()
     size: int = 0
 
 
@@ -53,9 +71,17 @@ def _chars(response: Response | None) -> int:
     return sum(len(item.text) + (len(item.call.arguments) if item.call else 0) for item in output)
 
 
+@dataclass(slots=True)
+class _Batch:
+    """It is forgotten with the first of its turns."""
+
+    ids: Sequence[str]
+    chosen_id: str | None = None
+
+
 class MemoryHistory:
-    """Implements History and ResponseStore. Keeps at most `max_turns` turns, and `max_bytes` of text
-    (estimated)."""
+    """Implements History, ResponseStore and BatchStore. Keeps at most `max_turns` turns, and `max_bytes` of
+    text (estimated)."""
 
     def __init__(self, max_turns: int = 100_000, max_bytes: int = 256 << 20) -> None:
         self._max_turns = max_turns
@@ -63,6 +89,7 @@ class MemoryHistory:
         self._size_bytes = 0
         self._turns: OrderedDict[str, _Turn] = OrderedDict()
         self._threads: OrderedDict[str, _Thread] = OrderedDict()
+        self._batches: dict[str, _Batch] = {}
 
     async def check(self, request: Request, owner: str | None) -> None:
         settings = request.settings
@@ -72,11 +99,14 @@ class MemoryHistory:
             thread = self._threads.get(settings.conversation_id)
             if thread is None or thread.user != request.user:
                 raise unknown_conversation(settings.conversation_id)
-            latest = self._turns.get(thread.latest_id) if thread.latest_id is not None else None
-            if latest is not None and latest.attempt is None:
+            if self._any_runs(thread.latest_ids):
                 raise conversation_locked()
             if thread.size > MAX_SIZE:
                 raise conversation_full()
+
+    def _any_runs(self, response_ids: Sequence[str]) -> bool:
+        turns = (self._turns.get(response_id) for response_id in response_ids)
+        return any(turn is not None and turn.attempt is None for turn in turns)
 
     def _require_ended(self, response_id: str, owner: str | None) -> None:
         turn = self._turns.get(response_id)
@@ -86,6 +116,13 @@ class MemoryHistory:
             raise Conflict(f"response {response_id!r} has not ended yet", param="previous_response_id")
 
     async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
+        await self.begin_batch([request], owner, begins=begins, wants_title=wants_title)
+
+    async def begin_batch(
+        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
+    ) -> None:
+        # One stands for all of them: they name the same.
+        request, ids = requests[0], [one.response_id for one in requests]
         if request.response_id in self._turns:
             return
         if not begins:
@@ -93,10 +130,16 @@ class MemoryHistory:
         previous_id, conversation_id = request.settings.previous_response_id, request.settings.conversation_id
         if conversation_id is not None:
             thread = self._threads.setdefault(conversation_id, _Thread(request.user))
-            previous_id, thread.latest_id = thread.head_id, request.response_id
+            previous_id, thread.latest_ids = thread.head_id, ids
             self._threads.move_to_end(conversation_id)
             if len(self._threads) > self._max_turns:
                 self._threads.popitem(last=False)
+        if request.batch is not None:
+            self._batches[request.batch.batch_id] = _Batch(ids)
+        for one in requests:
+            self._add(one, previous_id)
+
+    def _add(self, request: Request, previous_id: str | None) -> None:
         size = _TURN_BYTES
         for message in request.messages:
             size += message.chars + sum(len(it.url or "") for it in message.attachments)
@@ -146,7 +189,7 @@ class MemoryHistory:
             turn = self._turns.get(response.id)
             if turn is None or (turn.attempt is not None and turn.attempt >= response.attempt):
                 continue
-            turn.attempt = response.attempt
+            turn.attempt, turn.ended_at = response.attempt, time.time()
             # Nothing is kept of an answer that failed.
             kept = replace(response, output=()) if response.status is Status.FAILED else response
             grown = _chars(kept) - _chars(turn.response)
@@ -156,9 +199,62 @@ class MemoryHistory:
             if thread is not None:
                 thread.size += turn.size_bytes - _TURN_BYTES + TURN_SIZE
                 # One that comes late, after others have gone on without it, is not what they continue.
-                if response.status is not Status.FAILED and thread.head_id in (turn.previous_id, response.id):
+                if response.status is not Status.FAILED and (
+                    thread.head_id in (turn.previous_id, response.id) or self._is_before(turn, thread.head_id)
+                ):
                     thread.head_id = response.id
             self._grow(grown)
+
+    def _is_before(self, turn: _Turn, head_id: str | None) -> bool:
+        """Of the answers of a batch the first one counts that did not fail, whichever ends first; or the
+        chosen one."""
+        head, seat = self._turns.get(head_id or ""), turn.request.batch
+        if head is None or seat is None or (theirs := head.request.batch) is None:
+            return False
+        batch = self._batches.get(seat.batch_id)
+        is_open = batch is not None and batch.chosen_id is None
+        return is_open and theirs.batch_id == seat.batch_id and theirs.position > seat.position
+
+    async def batch(self, batch_id: str) -> Batch | None:
+        if (batch := self._batches.get(batch_id)) is None:
+            return None
+        tasks = tuple(self._turns[response_id].task for response_id in batch.ids)
+        request = self._turns[batch.ids[0]].request
+        return Batch(
+            batch_id,
+            request.user,
+            request.settings.conversation_id,
+            request.prompt,
+            request.created_at,
+            tasks,
+            batch.chosen_id,
+        )
+
+    async def task(self, response_id: str) -> Task | None:
+        turn = self._turns.get(response_id)
+        return None if turn is None else turn.task
+
+    async def choose(self, batch_id: str, response_id: str) -> None:
+        batch, turn = self._batches.get(batch_id), self._turns.get(response_id)
+        if batch is None or turn is None or response_id not in batch.ids:
+            return
+        if turn.task.status is Status.FAILED or self._any_runs(batch.ids):
+            return
+        thread = self._threads.get(turn.request.settings.conversation_id or "")
+        if thread is not None:
+            if thread.head_id in batch.ids and not self._any_runs(thread.latest_ids):
+                thread.head_id = response_id
+            if not self._has_followed(response_id, thread):
+                return
+        batch.chosen_id = response_id
+
+    def _has_followed(self, response_id: str, thread: _Thread) -> bool:
+        """Whether a conversation continues from a response, or has done so."""
+        following = thread.head_id
+        while following not in (None, response_id):
+            turn = self._turns.get(following or "")
+            following = turn.previous_id if turn else None
+        return following is not None
 
     async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
         running = (turn.request for turn in self._turns.values() if turn.attempt is None)
@@ -197,3 +293,5 @@ class MemoryHistory:
         while len(self._turns) > self._max_turns or self._size_bytes > self._max_bytes:
             _, turn = self._turns.popitem(last=False)
             self._size_bytes -= turn.size_bytes
+            if turn.request.batch is not None:
+                self._batches.pop(turn.request.batch.batch_id, None)

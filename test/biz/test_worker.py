@@ -113,6 +113,11 @@ class FakeHistory:
     async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
         raise AssertionError("a worker does not begin")
 
+    async def begin_batch(
+        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
+    ) -> None:
+        raise AssertionError("a worker does not begin")
+
     async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
         raise AssertionError("a worker does not look for others' responses")
 

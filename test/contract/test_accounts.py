@@ -13,7 +13,7 @@ from internal.biz.accounts import REUSE_GRACE_S, AccountRules, Accounts
 from internal.biz.errors import Conflict, NotFound, SluiceError, Unauthenticated
 from internal.biz.files import File, Quota
 from internal.biz.limits import NoLimits
-from internal.biz.models import Message, Request, Response, Role, Settings, Status
+from internal.biz.models import Message, Request, Response, Role, Seat, Settings, Status
 from internal.biz.preferences import Preferences
 from internal.biz.tokens import TokenType
 from internal.biz.user_admin import UserAdmin
@@ -28,6 +28,7 @@ from internal.data.sql.files import SqlFiles
 from internal.data.sql.history import SqlHistory
 from internal.data.sql.tables import (
     api_keys,
+    batches,
     conversations,
     files,
     messages,
@@ -83,11 +84,11 @@ class Site:
         return int((await self.database.read(select(func.count()).select_from(table)))[0][0])
 
     async def converse(self, owner: str, name: str) -> None:
-        """A conversation with one response to two messages."""
+        """A conversation with a batch of one response to two messages."""
         turn = (Message(Role.SYSTEM, "be brief"), Message(Role.USER, "hello"))
         settings = Settings(conversation_id=f"conv_{name}")
-        request = Request(f"resp_{name}", "m", owner, NOW, turn, settings)
-        await SqlHistory(self.database).begin(request, None, begins=True, wants_title=False)
+        request = Request(f"resp_{name}", "m", owner, NOW, turn, settings, Seat(f"batch_{name}", 0))
+        await SqlHistory(self.database).begin_batch([request], None, begins=True, wants_title=False)
 
     async def upload(self, owner: str, name: str) -> None:
         file = File(f"file_{name}", owner, f"{name}.txt", "text/plain", "user_data", 10, NOW)
@@ -419,7 +420,7 @@ async def test_what_a_guest_had_is_the_users(site: Site, way: str) -> None:
     else:
         user = await site.add("ada")
         await site.here.login("ada", PASSWORD, guest=guest.user)
-    for table in (conversations, responses, files):
+    for table in (conversations, responses, batches, files):
         assert await site.owners(table) == {user.id, "guest_other"}
     kept = Preferences("m", 5) if way == "register" else Preferences()
     assert await site.here.preferences(user.id) == kept

@@ -207,6 +207,7 @@ class FakeStorage:
         self.said: dict[str, list[StoredMessage]] = {}
         self.running: dict[str, str] = {}
         self.requests: list[Request] = []
+        self.batches = MemoryHistory()
 
     async def create(self, conversation: Conversation) -> None:
         self.conversations[conversation.id] = conversation
@@ -270,7 +271,14 @@ class FakeStorage:
         self.running[request.response_id] = conversation_id
         self._say(request, request.messages[0].role, request.messages[0].content)
 
+    async def begin_batch(
+        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
+    ) -> None:
+        await self.begin(requests[0], owner, begins=begins, wants_title=wants_title)
+        await self.batches.begin_batch(requests, owner, begins=True, wants_title=wants_title)
+
     async def finish(self, responses: Sequence[Response]) -> None:
+        await self.batches.finish(responses)
         for response in responses:
             if self.running.pop(response.id, None) is not None and response.answer is not None:
                 self._say(response, Role.ASSISTANT, response.text)

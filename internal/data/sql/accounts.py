@@ -20,6 +20,7 @@ from internal.data.sql.dialect import insert_or_ignore
 from internal.data.sql.erasure import delete_user_data
 from internal.data.sql.tables import (
     api_keys,
+    batches,
     conversations,
     files,
     refresh_tokens,
@@ -281,7 +282,7 @@ def _end_all_logins(connection: Connection, user_id: str, now: float) -> None:
 
 
 def _hand_over(connection: Connection, guest: str, user_id: str) -> None:
-    for table in (conversations, responses, files):
+    for table in (conversations, responses, batches, files):
         connection.execute(update(table).where(table.c.user_id == guest).values(user_id=user_id))
 
 

@@ -32,8 +32,10 @@ _IS_LISTED = and_(
     messages.c.role.in_((Role.USER, Role.ASSISTANT)),
     # A user may attach a file and say nothing.
     or_(messages.c.content != "", and_(messages.c.role == Role.USER, messages.c.details.is_not(None))),
+    or_(messages.c.kind == "output", func.coalesce(responses.c.batch_position, 0) == 0),
 )
-"""Of what stands in `messages`: not instructions, not reasoning, not the answers that never came."""
+"""Of what stands in `messages`: not instructions, not reasoning, not the answers that never came, and of what
+several models were asked only what the first one was."""
 
 _COUNT = (
     select(func.count())
@@ -127,7 +129,9 @@ class SqlConversations:
     async def messages(self, conversation_id: str, user: str) -> Sequence[StoredMessage]:
         m, r = messages.c, responses.c
         rows = await self._database.read(
-            select(m.id, m.response_id, m.role, m.content, m.details, m.created_at, r.model, r.status)
+            select(
+                m.id, m.response_id, m.role, m.content, m.details, m.created_at, r.model, r.status, r.batch_id
+            )
             .select_from(messages.join(responses).join(conversations))
             .where(_c.id == conversation_id, _c.user_id == user, _IS_THERE, _IS_LISTED)
             .order_by(r.id, m.position)
@@ -144,6 +148,7 @@ class SqlConversations:
                 row.model,
                 Status(row.status),
                 attachments_of(row.details),
+                row.batch_id,
             )
             for row in rows
         ]

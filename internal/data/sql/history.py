@@ -78,6 +78,13 @@ class SqlHistory:
             raise conversation_full()
 
     async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
+        await self.begin_batch([request], owner, begins=begins, wants_title=wants_title)
+
+    async def begin_batch(
+        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
+    ) -> None:
+        # One stands for all of them: they name the same, so all are stored or none is.
+        request = requests[0]
         settings, parts = request.settings, list[Part]()
         insert = statements.INSERT_RESPONSE
         if settings.conversation_id is not None:
@@ -88,8 +95,11 @@ class SqlHistory:
             insert = statements.INSERT_RESPONSE if begins else statements.INSERT_NEXT
         elif settings.previous_response_id is not None:
             insert = statements.INSERT_FOLLOWING
-        parts.append((insert, ({**_response(request), "b_owner": owner},)))
-        parts.append((statements.INSERT_INPUT, _input(request)))
+        parts.append((insert, [{**_response(one), "b_owner": owner} for one in requests]))
+        parts.append((statements.INSERT_INPUT, [row for one in requests for row in _input(one)]))
+        if request.batch is not None:
+            batch = {"b_id": request.response_id, "b_prompt": request.prompt}
+            parts.append((statements.INSERT_BATCH, (batch,)))
         for _ in range(2):
             if await self._database.write(*parts, confirm=(statements.STORED, request.response_id)):
                 return
@@ -208,11 +218,10 @@ def _add(said: list[Message], row: Row[Any]) -> None:
 
 
 def _thread(request: Request, *, wants_title: bool) -> Values:
-    asked = next((it.content for it in reversed(request.messages) if it.role is Role.USER), "")
     return {
         "b_id": request.settings.conversation_id,
         "b_user_id": request.user,
-        "b_title": first_words(asked),
+        "b_title": first_words(request.prompt),
         "b_wants_title": wants_title,
         "b_now": request.created_at,
     }
@@ -224,6 +233,8 @@ def _response(request: Request) -> Values:
         "b_user_id": request.user,
         "b_conversation_id": request.settings.conversation_id,
         "b_previous_id": request.settings.previous_response_id,
+        "b_batch_id": request.batch and request.batch.batch_id,
+        "b_batch_position": request.batch and request.batch.position,
         "b_model": request.model,
         "b_settings": orjson.dumps(request.settings).decode(),
         "b_chars": sum(message.chars for message in request.messages),

@@ -13,7 +13,7 @@ from internal.biz.errors import Unavailable
 from internal.biz.guests import GUEST, GUEST_PREFIX, GUEST_TTL_S
 from internal.biz.ids import first_id
 from internal.data.sql.database import Database
-from internal.data.sql.tables import conversations, refresh_tokens, responses, user_settings
+from internal.data.sql.tables import batches, conversations, refresh_tokens, responses, user_settings
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,9 @@ class Retention:
             looks_at = self._now()
             count += await self._delete_beyond(self._keeping.conversations)
             self._looked_at = looks_at - MARGIN_S
-        return Deleted(count, await self._delete_responses(), await self._delete_tokens())
+        deleted = Deleted(count, await self._delete_responses(), await self._delete_tokens())
+        await self._delete_batches()
+        return deleted
 
     async def _delete_guests(self, before: float) -> int:
         """Guests whom nobody has heard of: most have lost the cookie that says who they are."""
@@ -143,6 +145,13 @@ class Retention:
                 ~exists().where(later.c.previous_id == responses.c.id).correlate(responses),
             ),
         )
+
+    async def _delete_batches(self) -> None:
+        """Those in no conversation, with the last of their responses. The others go with the conversation."""
+        if self._keeping.responses_s:
+            left = exists().where(responses.c.batch_id == batches.c.id).correlate(batches)
+            old = batches.c.created_at < self._now() - self._keeping.responses_s
+            await self._delete(batches, and_(batches.c.conversation_id.is_(None), old, ~left))
 
     async def _delete_tokens(self) -> int:
         return await self._delete(refresh_tokens, refresh_tokens.c.expires_at < self._now())

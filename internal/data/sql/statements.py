@@ -26,7 +26,7 @@ from internal.biz.conversations import MAX_SIZE, TURN_SIZE
 from internal.biz.models import Role, Status
 from internal.data.sql.database import Write
 from internal.data.sql.dialect import insert_or_ignore
-from internal.data.sql.tables import conversations, messages, responses
+from internal.data.sql.tables import batches, conversations, messages, responses
 from internal.data.sql.types import Line, Words
 
 MAX_TURNS = 10_000
@@ -94,6 +94,8 @@ _NEW = {
     "user_id": _id("user_id"),
     "conversation_id": _id("conversation_id"),
     "previous_id": _id("previous_id"),
+    "batch_id": _id("batch_id"),
+    "batch_position": _number("batch_position"),
     "model": _id("model"),
     "status": literal(Status.IN_PROGRESS.value),
     "settings": bindparam("b_settings", type_=Words()),
@@ -119,7 +121,7 @@ INSERT_FOLLOWING = Write(
     ),
 )
 # A turn in a conversation follows what its last answer is at this moment. The conversation was touched in the
-# same transaction, so that nobody else begins a turn there meanwhile.
+# same transaction, so that nobody else begins a turn there meanwhile. The answers of a batch are one turn.
 INSERT_NEXT = Write(
     2,
     insert_or_ignore(responses).from_select(
@@ -130,9 +132,28 @@ INSERT_NEXT = Write(
             conversations.c.deleted_at.is_(None),
             conversations.c.size <= MAX_SIZE,
             ~exists().where(
-                _previous.c.conversation_id == conversations.c.id, _previous.c.ended_at.is_(None)
+                _previous.c.conversation_id == conversations.c.id,
+                _previous.c.ended_at.is_(None),
+                or_(
+                    _id("batch_id").is_(None),
+                    _previous.c.batch_id.is_(None),
+                    _previous.c.batch_id != _id("batch_id"),
+                ),
             ),
         ),
+    ),
+)
+INSERT_BATCH = Write(
+    3,
+    insert_or_ignore(batches).from_select(
+        ["id", "user_id", "conversation_id", "prompt", "created_at"],
+        select(
+            responses.c.batch_id,
+            responses.c.user_id,
+            responses.c.conversation_id,
+            bindparam("b_prompt", type_=Words()),
+            responses.c.created_at,
+        ).where(responses.c.id == _id("id")),
     ),
 )
 STORED = select(responses.c.id).where(responses.c.id.in_(bindparam("ids", expanding=True)))
@@ -203,6 +224,20 @@ INSERT_OUTPUT = Write(
 _SIZE = (
     select(responses.c.input_chars + responses.c.output_chars + TURN_SIZE).where(_COUNTS).scalar_subquery()
 )
+_mine = responses.alias("mine")
+# Of the answers of a batch the first one counts that did not fail, whichever ends first; or the chosen one.
+_IS_BEFORE_HEAD = (
+    exists()
+    .where(
+        _mine.c.id == _id("id"),
+        _mine.c.attempt == _number("attempt"),
+        _previous.c.id == conversations.c.head_id,
+        _previous.c.batch_id == _mine.c.batch_id,
+        _previous.c.batch_position > _mine.c.batch_position,
+        ~exists().where(batches.c.id == _mine.c.batch_id, batches.c.chosen_id.is_not(None)),
+    )
+    .correlate(conversations)
+)
 GROW_CONVERSATION = Write(
     7,
     update(conversations)
@@ -219,6 +254,7 @@ GROW_CONVERSATION = Write(
                         conversations.c.head_id == _id("id"),
                         conversations.c.head_id
                         == select(responses.c.previous_id).where(_COUNTS).scalar_subquery(),
+                        _IS_BEFORE_HEAD,
                     ),
                 ),
                 _id("id"),

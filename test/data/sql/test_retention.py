@@ -14,6 +14,7 @@ from internal.data.sql.database import Database
 from internal.data.sql.erasure import delete_user_data
 from internal.data.sql.retention import Deleted, Keeping, Retention
 from internal.data.sql.tables import (
+    batches,
     conversations,
     messages,
     refresh_tokens,
@@ -53,6 +54,7 @@ class Shelf:
         previous: str | None = None,
         created_at: float = NOW,
         runs: bool = False,
+        batch: str | None = None,
     ) -> None:
         """With one message."""
         row: dict[str, Any] = {
@@ -60,6 +62,7 @@ class Shelf:
             "user_id": user,
             "conversation_id": conversation,
             "previous_id": previous,
+            "batch_id": batch,
         }
         row |= {"model": "m", "status": "in_progress" if runs else "completed", "settings": "{}"}
         row |= {"input_chars": 5, "output_chars": 0}
@@ -67,6 +70,14 @@ class Shelf:
         await self.add(responses, row)
         said = {"id": f"msg_{name}", "response_id": name, "position": 0, "kind": "input", "role": "user"}
         await self.add(messages, said | {"content": "hello", "created_at": created_at})
+
+    async def batch(
+        self, name: str, conversation: str | None = None, *, created_at: float = NOW, responses: int = 2
+    ) -> None:
+        row = {"id": name, "user_id": ADA, "conversation_id": conversation, "prompt": "hello"}
+        await self.add(batches, row | {"created_at": created_at})
+        for number in range(responses):
+            await self.response(f"{name}_{number}", conversation, created_at=created_at, batch=name)
 
     async def ids(self, table: Table) -> set[str]:
         return {row[0] for row in await self.database.read(select(next(iter(table.primary_key))))}
@@ -166,6 +177,21 @@ async def test_what_a_younger_response_continues_stays_with_it(
     assert await shelf.ids(responses) == numbered("live", range(4))
 
 
+async def test_a_batch_goes_with_its_conversation_or_with_the_last_of_its_responses(shelf: Shelf) -> None:
+    await shelf.conversation("there")
+    await shelf.conversation("deleted", deleted_at=NOW - 31 * DAY_S)
+    old, new = NOW - 31 * DAY_S, NOW - 29 * DAY_S
+    await shelf.batch("in one", "there", created_at=old)
+    await shelf.batch("in none", "deleted", created_at=new)
+    await shelf.batch("old", created_at=old)
+    await shelf.batch("continued", created_at=old)
+    await shelf.response("later", previous="continued_1", created_at=new)
+    await shelf.batch("recent", created_at=new)
+    await sweeper(shelf).sweep()
+    assert await shelf.ids(batches) == {"in one", "continued", "recent"}
+    assert "continued_0" not in await shelf.ids(responses)
+
+
 async def test_refresh_tokens_go_when_they_have_expired(shelf: Shelf) -> None:
     user = {"id": ADA, "username": "ada", "username_key": "ada", "email": "", "password_hash": ""}
     await shelf.add(users, user | {"created_at": 0.0, "valid_after": 0.0, "disabled": False})
@@ -216,10 +242,14 @@ async def test_of_a_user_who_leaves_nothing_stays_and_of_others_all(shelf: Shelf
         await shelf.conversation(f"{name} deleted", user=user, deleted_at=NOW)
         await shelf.response(f"{name} in", name, user=user, runs=True)
         await shelf.response(f"{name} alone", user=user)
+        await shelf.add(
+            batches, {"id": f"{name} batch", "user_id": user, "prompt": "hello", "created_at": NOW}
+        )
         await shelf.add(user_settings, {"user_id": user, "model": "m"})
     await shelf.database.transact(lambda connection: delete_user_data(connection, ADA))
     assert await shelf.ids(conversations) == {"b", "b deleted"}
     assert await shelf.ids(responses) == {"b in", "b alone"}
+    assert await shelf.ids(batches) == {"b batch"}
     assert await shelf.ids(messages) == {"msg_b in", "msg_b alone"}
     assert await shelf.ids(user_settings) == {BOB}
 
