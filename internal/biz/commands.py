@@ -7,8 +7,8 @@ from internal.biz.chat import Ask
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Ask a model, or several at once (`models`; the first is then not named in `ask`). Requests of one lane
-    run one after another, lanes run side by side."""
+    """Ask a model, or several at once: `models`, where `ask` names none. Requests of one lane run one after
+    another, lanes run side by side."""
 
     ask: Ask
     lane: str | None = None

@@ -192,8 +192,8 @@ class Session:
     def _require_room(self, count: int = 1) -> None:
         if self.in_flight + count > self._limits.max_in_flight:
             raise TooManyRequests(
-                f"this connection has {self.in_flight} messages in flight already, "
-                f"the most that is allowed; wait for an answer first",
+                f"this connection has {self.in_flight} messages in flight already, of the "
+                f"{self._limits.max_in_flight} that are allowed; wait for an answer first",
                 code="too_many_in_flight",
             )
 

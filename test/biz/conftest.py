@@ -154,6 +154,9 @@ class Client:
     async def ask(self, text: str = "hello", *, lane: str | None = None, model: str | None = None) -> None:
         await self.send(Create(Ask((Message(Role.USER, text),), model), lane))
 
+    async def ask_all(self, *models: str, text: str = "hello", lane: str | None = None) -> None:
+        await self.send(Create(Ask((Message(Role.USER, text),)), lane, models=models))
+
     @property
     def frames(self) -> list[Frame]:
         return [Frame(payload) for payload in self.connection.payloads]

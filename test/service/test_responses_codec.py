@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import orjson
@@ -24,6 +25,7 @@ from internal.biz.models import (
     Response,
     Role,
     Sampling,
+    Seat,
     Settings,
     Status,
     Tool,
@@ -33,6 +35,7 @@ from internal.biz.models import (
     Usage,
 )
 from internal.service.codec.responses import ResponsesCodec
+from internal.service.codec.responses_objects import response_object
 
 CODEC = ResponsesCodec()
 
@@ -99,6 +102,32 @@ def test_a_turn_continues_one_thing() -> None:
     with pytest.raises(InvalidRequest) as error:
         create(conversation="conv_1", previous_response_id="resp_1")
     assert error.value.param == "conversation"
+
+
+@pytest.mark.parametrize("model", ["a,b", " a , b ", ["a", "b"]])
+def test_several_models_are_asked_at_once(model: object) -> None:
+    assert create(model=model, stream_id="lane") == Create(
+        Ask((Message(Role.USER, "hello"),)), "lane", models=("a", "b")
+    )
+
+
+@pytest.mark.parametrize("model", ["a", ["a"]])
+def test_one_model_is_no_batch(model: object) -> None:
+    assert create(model=model) == Create(Ask((Message(Role.USER, "hello"),), "a"))
+
+
+@pytest.mark.parametrize("model", ["a,", ",", "a,,b", [], ["a", ""], [" "], ["a"] * 65, [1], {"a": 1}])
+def test_a_list_of_models_that_is_none_is_refused_by_name(model: object) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        create(model=model)
+    assert (error.value.param or "").startswith("model")
+
+
+def test_a_response_of_a_batch_says_so() -> None:
+    request = Request("resp_1", "b", "ada", 0.0, (), Settings(), Seat("batch_1", 1))
+    fields = response_object(Response.of(request, Status.QUEUED))
+    assert fields["batch"] == {"id": "batch_1", "position": 1}
+    assert "batch" not in response_object(Response.of(replace(request, batch=None), Status.QUEUED))
 
 
 NULLABLE = [

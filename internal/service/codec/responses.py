@@ -1,7 +1,8 @@
 """The Responses API over a WebSocket: `client.responses.connect()` of the `openai` package.
 
 Sluice adds `response.cancel`, `response.resume`, and `queue` on `response.queued` and
-`response.queue`. Source: https://platform.openai.com/docs/api-reference/responses
+`response.queue`; and several models at once, each of which answers with a `stream_id` of its own: its name,
+behind the client's `stream_id` and a colon, where there is one. Source: https://platform.openai.com/docs/api-reference/responses
 """
 
 from collections.abc import Sequence
@@ -106,7 +107,10 @@ class ResponsesCodec:
     def decode(self, data: bytes) -> Command:
         event = _parse(data)
         if isinstance(event, _ResponseCreate):
-            return Create(event.ask(), event.stream_id, "queue" in (event.include or ()))
+            wants_queue, models = "queue" in (event.include or ()), event.models
+            if len(models) > 1:
+                return Create(event.ask_all(), event.stream_id, wants_queue, models)
+            return Create(event.ask(), event.stream_id, wants_queue)
         if isinstance(event, _ResponseResume):
             after = -1 if event.starting_after is None else event.starting_after
             wants_queue = "queue" in (event.include or ())

@@ -38,8 +38,8 @@ from internal.biz.models import (
 
 
 def response_object(response: Response) -> dict[str, Any]:
-    """The API's `response` object."""
-    settings, usage = response.settings, response.usage
+    """The API's `response` object; and `batch`, of which it is an answer, where several models were asked."""
+    settings, usage, seat = response.settings, response.usage, response.batch
     return {
         "id": response.id,
         "object": "response",
@@ -53,6 +53,7 @@ def response_object(response: Response) -> dict[str, Any]:
         "incomplete_details": response.incomplete_reason and {"reason": response.incomplete_reason},
         **_settings(settings),
         "usage": usage and _usage(usage),
+        **({} if seat is None else {"batch": {"id": seat.batch_id, "position": seat.position}}),
     }
 
 

@@ -1,6 +1,7 @@
 """What a client asks for with the Responses API, over a WebSocket as over HTTP.
 
-Beyond the API: `stop`, `seed`, `top_k`, `min_p` and the penalties, as most servers of open models take them.
+Beyond the API: several models, as `"a, b"` or `["a", "b"]`; and `stop`, `seed`, `top_k`, `min_p` and the
+penalties, as most servers of open models take them.
 Source: https://platform.openai.com/docs/api-reference/responses/create
 """
 
@@ -41,6 +42,7 @@ MAX_ITEMS = 4096
 MAX_VALUES = 50_000
 MAX_KEYS = 64
 """Bounds of what is looked at of one request."""
+MAX_MODELS = 64
 MAX_TOOLS = 128
 MAX_STOPS = 16
 MAX_DEPTH = 100
@@ -225,6 +227,20 @@ _Stops = Annotated[list[_StopText], Field(max_length=MAX_STOPS)]
 Stop = Annotated[_Stops, BeforeValidator(_one_or_many, json_schema_input_type=_StopText | _Stops)]
 
 
+ModelNames = str | Annotated[list[str], Field(min_length=1, max_length=MAX_MODELS, fail_fast=True)]
+
+
+def model_names(model: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The models that are asked; none: the default one. No model has a comma in its name. Raises
+    InvalidRequest."""
+    if model is None or (isinstance(model, str) and "," not in model):
+        return () if model is None else (model,)
+    names = tuple(name.strip() for name in (model.split(",") if isinstance(model, str) else model))
+    if not all(names):
+        raise InvalidRequest("model: a name is missing", code="invalid_value", param="model")
+    return names
+
+
 class SamplingParameters(Body):
     """Those that the dialects call by one name."""
 
@@ -247,7 +263,7 @@ class ResponseCreate(SamplingParameters):
 
     max_values = MAX_VALUES
 
-    model: str | None = None
+    model: ModelNames | None = None
     input: str | Items
     instructions: str | None = None
     previous_response_id: _Id | None = None
@@ -274,9 +290,25 @@ class ResponseCreate(SamplingParameters):
     def refusal(cls, error: ValidationError) -> InvalidRequest:
         return invalid(error)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those that are asked; none: the default one. Raises InvalidRequest."""
+        return model_names(self.model)
+
     def ask(self) -> Ask:
-        """Raises InvalidRequest for what contradicts itself."""
-        return Ask(messages(self.input), self.model, self._settings())
+        """For one model. Raises InvalidRequest for what contradicts itself, and for several models."""
+        models = self.models
+        if len(models) > 1:
+            raise InvalidRequest(
+                "here one model is asked; several at once are over the WebSocket, or with POST /v1/batches",
+                code="too_many_models",
+                param="model",
+            )
+        return Ask(messages(self.input), models[0] if models else None, self._settings())
+
+    def ask_all(self) -> Ask:
+        """For several models: it names none. Raises InvalidRequest for what contradicts itself."""
+        return Ask(messages(self.input), None, self._settings())
 
     def _settings(self) -> Settings:
         if self.conversation is not None and self.previous_response_id is not None:
