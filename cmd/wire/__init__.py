@@ -12,6 +12,7 @@ from cmd.wire.backend import Backend, RedisSeat, backend, metered, settling
 from cmd.wire.parts import Crew, Desk, Service, Sluice, Storage, UserDesk
 from internal.biz.accounts import Accounts
 from internal.biz.attachments import Attachments
+from internal.biz.batches import Batches
 from internal.biz.chat import Chat
 from internal.biz.conversations import Conversations
 from internal.biz.dialogue import Dialogue
@@ -54,6 +55,8 @@ from internal.server.openapi import OpenApi
 from internal.server.readiness import Readiness
 from internal.server.rest import AnyRoute, Rest, RouteGroup
 from internal.server.routes.accounts import AccountRoutes
+from internal.server.routes.batch_form import BatchFormRoutes
+from internal.server.routes.batches import BatchRoutes
 from internal.server.routes.chat import ChatRoutes
 from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
@@ -110,8 +113,11 @@ def build(settings: conf.Settings) -> Sluice:
         allowed_origins=settings.server.allowed_origins,
     )
     responses = Responses(chat, back.queue, storage.responses)
+    batches = Batches(chat, storage.batches)
     routes = [
         *StatusRoutes(chat, readiness).routes,
+        *BatchRoutes(batches).routes,
+        *BatchFormRoutes(batches, settings.session.max_message_bytes).routes,
         *ModelRoutes(chat).routes,
         *CompletionRoutes(chat, streams).routes,
         *ResponseRoutes(chat, responses, streams).routes,

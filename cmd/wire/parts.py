@@ -9,6 +9,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from internal.biz.batches import BatchStore
 from internal.biz.chat import Chat
 from internal.biz.ports import History
 from internal.biz.responses import ResponseStore
@@ -21,6 +22,7 @@ from internal.data.redis.dead_letters import RedisDeadLetters
 from internal.data.redis.link import RedisLink
 from internal.data.redis.operator import RedisOperator
 from internal.data.redis.work_queue import RedisWorkQueue
+from internal.data.sql.batches import SqlBatches
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
 from internal.data.sql.migrate import migrate
@@ -48,10 +50,12 @@ class Storage:
         self.database = Database(self._url) if self._url else None
         self.history: History
         self.responses: ResponseStore
-        if self.database is not None:
-            self.history, self.responses = SqlHistory(self.database), SqlResponses(self.database)
+        self.batches: BatchStore
+        if self.database is None:
+            self.history = self.responses = self.batches = MemoryHistory()
         else:
-            self.history = self.responses = MemoryHistory()
+            self.history, self.responses = SqlHistory(self.database), SqlResponses(self.database)
+            self.batches = SqlBatches(self.database)
 
     async def connect(self) -> None:
         """Make or update the tables, once. Raises SluiceError when the database cannot be used."""

@@ -95,9 +95,9 @@ class Batches:
         self._store = store
 
     async def begin(self, caller: Caller, ask: Ask, models: Sequence[str]) -> Begun:
-        """Ask several models, in a new conversation unless the turn continues something. Raises as
-        `Chat.submit_batch`, also when no model at all could be asked."""
-        settings = ask.settings
+        """Ask several models (none: the default one), in a new conversation unless the turn continues
+        something. Raises as `Chat.submit_batch`."""
+        models, settings = models or (self._chat.require_model(None),), ask.settings
         if settings.conversation_id is None and settings.previous_response_id is None:
             ask = replace(ask, settings=replace(settings, conversation_id=new_id("conv")), begins=True)
         batch_id, task_ids = new_id("batch"), new_ids("resp", len(models))

@@ -218,15 +218,15 @@ class MemoryHistory:
     async def batch(self, batch_id: str) -> Batch | None:
         if (batch := self._batches.get(batch_id)) is None:
             return None
-        tasks = tuple(self._turns[response_id].task for response_id in batch.ids)
-        request = self._turns[batch.ids[0]].request
+        turns = [self._turns[response_id] for response_id in batch.ids]
+        request = turns[0].request
         return Batch(
             batch_id,
             request.user,
             request.settings.conversation_id,
             request.prompt,
             request.created_at,
-            tasks,
+            tuple(turn.task for turn in turns),
             batch.chosen_id,
         )
 

@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from internal.biz.version import VERSION
 from internal.server.identity import GUEST_COOKIE
-from internal.server.rest import PATH_PATTERNS, Access, Operation
+from internal.server.rest import FORM, PATH_PATTERNS, Access, Operation
 from internal.service.api.status import Error
 
 _REF = "#/components/schemas/{model}"
@@ -44,6 +44,7 @@ _TAGS = {
     "chat": "Say something.",
     "conversations": "What was said.",
     "files": "What is attached to messages. Text goes into the prompt, images to models that take them.",
+    "batches": "Ask several models at once.",
     "users": "Accounts and tokens.",
     "keys": "API keys, for programs.",
     "settings": "What a user has set for all that they ask.",
@@ -72,7 +73,8 @@ def describe(operations: Sequence[Operation], *, auth_required: bool) -> dict[st
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         described = _operation(operation, refs, auth_required=auth_required)
-        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+        methods, method = paths.setdefault(operation.path, {}), operation.method.lower()
+        methods[method] = _merged(methods[method], described) if method in methods else described
     error = {"application/json": {"schema": refs[Error, "serialization"]}}
     return {
         "openapi": "3.1.0",
@@ -142,8 +144,19 @@ def _operation(operation: Operation, refs: Mapping[_Key, Any], *, auth_required:
         }
     if operation.form is not None:
         schema = {"schema": refs[operation.form, "validation"]}
-        described["requestBody"] = {"required": True, "content": {"multipart/form-data": schema}}
+        described["requestBody"] = {"required": True, "content": {FORM: schema}}
     return described
+
+
+def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two operations in one place: one takes a form, one does not."""
+    content = {**one["requestBody"]["content"], **other["requestBody"]["content"]}
+    return {
+        **one,
+        "description": " ".join(it["description"] for it in (one, other) if "description" in it),
+        "requestBody": {**one["requestBody"], "content": content},
+        "responses": {**other["responses"], **one["responses"]},
+    }
 
 
 def _name(operation: Operation) -> str:

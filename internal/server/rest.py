@@ -23,6 +23,8 @@ from internal.service.errors import TooLarge, UnsupportedMediaType
 from internal.service.rate_limit import budget_headers
 from internal.service.validation import complaint, load_object, require_no_nul
 
+FORM = "multipart/form-data"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 B = TypeVar("B", bound=Body)
 Q = TypeVar("Q", bound=Query)
@@ -98,7 +100,8 @@ Answered = Answer | WithHeaders | web.StreamResponse | None
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """What the API can do. `path` may hold names of PATH_PATTERNS, in braces. A `form` comes as
-    multipart/form-data, and is read by its handler.
+    multipart/form-data, and is read by its handler. One operation with a form and one without may share a
+    method and path.
 
     Without an `answer` there is none (204). `also`: further media types of the answer, described. `unready`:
     what comes with a 503 in the place of an error. `errors`: statuses that this operation has beside those
@@ -158,15 +161,19 @@ class Rest:
         self._max_body_bytes = max_body_bytes
 
     def register(self, app: web.Application) -> None:
+        places: dict[tuple[str, str], list[AnyRoute]] = {}
         for route in self.routes:
-            path = re.sub(r"{(\w+)}", lambda name: f"{{{name[1]}:{PATH_PATTERNS[name[1]]}}}", route.path)
-            if route.method == "GET":
-                app.router.add_get(path, self._bound(route))
+            places.setdefault((route.method, route.path), []).append(route)
+        for (method, declared), routes in places.items():
+            path = re.sub(r"{(\w+)}", lambda name: f"{{{name[1]}:{PATH_PATTERNS[name[1]]}}}", declared)
+            if method == "GET":
+                app.router.add_get(path, self._bound(routes))
             else:
-                app.router.add_route(route.method, path, self._bound(route))
+                app.router.add_route(method, path, self._bound(routes))
 
-    def _bound(self, route: AnyRoute) -> Handler:
+    def _bound(self, routes: Sequence[AnyRoute]) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
+            route = _meant(request, routes)
             caller = await self._caller(request, route.access)
             query = _query(request, route.query)
             body = await self._body(request, route.body) if route.body else None
@@ -210,6 +217,12 @@ def checked(model: type[B], fields: Mapping[str, object]) -> B:
         return model.model_validate(fields)
     except ValidationError as error:
         raise model.refusal(error) from error
+
+
+def _meant(request: web.Request, routes: Sequence[AnyRoute]) -> AnyRoute:
+    """Of those that share a path: the one whose kind of body was sent."""
+    is_form = request.content_type == FORM
+    return next((route for route in routes if (route.form is not None) == is_form), routes[0])
 
 
 def login_required() -> Forbidden:

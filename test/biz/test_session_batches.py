@@ -107,7 +107,7 @@ async def test_a_model_that_takes_no_more_is_told_in_its_lane_and_the_others_ans
     await settle()
     assert {(await server.claim(model)).delivery.request.prompt for model in ("m", "other")} == {"next"}
     assert client.session.in_flight == 2
-    task = await server.history.get(run.delivery.request.batch.batch_id)  # type: ignore[union-attr]
+    task = await server.history.batch(run.delivery.request.batch.batch_id)  # type: ignore[union-attr]
     assert task is not None
     assert [(it.status, it.failure and it.failure.code) for it in task.tasks] == [
         ("failed", "queue_full"),

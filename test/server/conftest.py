@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from internal.biz.accounts import ApiKey, Preferences, Tokens, User
 from internal.biz.attachments import Attachments
+from internal.biz.batches import Batches
 from internal.biz.chat import Chat, ChatRules
 from internal.biz.conversations import Conversations, Page, first_words
 from internal.biz.dialogue import Dialogue, unknown_item
@@ -27,7 +28,13 @@ from internal.biz.errors import (
     unknown_conversation,
     unknown_file,
 )
-from internal.biz.events import ReasoningDelta, TextDelta
+from internal.biz.events import (
+    ReasoningDelta,
+    ResponseCompleted,
+    ResponseFailed,
+    ResponseIncomplete,
+    TextDelta,
+)
 from internal.biz.files import File, Files, Quota
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.items import Item, Place
@@ -46,6 +53,7 @@ from internal.biz.models import (
     Usage,
 )
 from internal.biz.responses import Responses
+from internal.biz.subscription import Subscription
 from internal.biz.turnstile import Turnstile
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
@@ -58,6 +66,8 @@ from internal.server.openapi import OpenApi
 from internal.server.readiness import Readiness
 from internal.server.rest import Rest
 from internal.server.routes.accounts import AccountRoutes
+from internal.server.routes.batch_form import BatchFormRoutes
+from internal.server.routes.batches import BatchRoutes
 from internal.server.routes.chat import ChatRoutes
 from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
@@ -442,9 +452,9 @@ class Engine:
         self._storage = storage
         self.revoked: asyncio.Queue[str] = asyncio.Queue()
 
-    async def claim(self) -> Run:
+    async def claim(self, model: str = "m") -> Run:
         async with asyncio.timeout(PATIENCE_S):
-            (delivery,) = await self._queue.claim("m", self)
+            (delivery,) = await self._queue.claim(model, self)
         return Run(self._queue, self._storage, delivery)
 
     @contextlib.asynccontextmanager
@@ -507,7 +517,10 @@ class Api:
         conversations = Conversations(self.storage)
         dialogue = Dialogue(FakeItems(self.storage), self.storage, attachments)
         responses = Responses(self.chat, self.queue, self.storage.turns)
+        batches = Batches(self.chat, self.storage.batches)
         groups = (
+            BatchRoutes(batches),
+            BatchFormRoutes(batches, max_body_bytes),
             AccountRoutes(self.accounts, self.chat),
             ConversationRoutes(conversations),
             V1ConversationRoutes(conversations, dialogue),
@@ -581,6 +594,16 @@ class Api:
         """The token of a new user."""
         user = await self.accounts.register(name, f"{name}@example.org", "password-1")
         return f"access-{user.id}"
+
+    async def ended(self, response_id: str) -> Response:
+        """How a response ended, once it has."""
+        subscription = Subscription()
+        cursor = await self.queue.follow(response_id, -1, subscription)
+        async with contextlib.aclosing(subscription.read(cursor)) as reading, asyncio.timeout(PATIENCE_S):
+            events = [event async for some in reading for event in some]
+        end = events[-1]
+        assert isinstance(end, ResponseCompleted | ResponseIncomplete | ResponseFailed)
+        return end.response
 
     async def begin(self, token: str, title: str | None = None) -> str:
         """A conversation of theirs."""

@@ -384,3 +384,19 @@ async def test_an_upload_takes_as_long_as_it_comes(site: Site) -> None:
             writer.write(piece)
         assert b" 200 " in await reader.readline()
     assert [len(it) for it in site.stored()] == [200_020]
+
+
+async def test_a_form_for_several_models_may_name_an_uploaded_file(site: Site, ada: str) -> None:
+    file = await site.uploaded(ada, b"what stands in it", "notes.txt")
+    form = FormData(
+        {"prompt": "sum it up", "model": "m,other", "files": file["id"]}, default_to_multipart=True
+    )
+    reply = await site.api.call("POST", "/v1/chat/completions", token=ada, data=form)
+    assert reply.status == 202, await reply.text()
+    for model in ("m", "other"):
+        (message,) = (await site.api.engine.claim(model)).request.messages
+        (attached,) = message.attachments
+        assert (attached.file_id, attached.text) == (file["id"], "what stands in it")
+    theirs = FormData({"prompt": "hi", "files": file["id"]}, default_to_multipart=True)
+    stolen = await site.api.call("POST", "/v1/chat/completions", token=guest("bob"), data=theirs)
+    assert (await error(stolen))[:2] == (404, "file_not_found")

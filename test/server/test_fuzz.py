@@ -87,7 +87,11 @@ def test_the_api_is_as_described(place: Place, mode: GenerationMode) -> None:
         @given(case=operation.as_strategy(generation_mode=mode))
         def check(case: schemathesis.Case[Any]) -> None:
             response = case.call(headers={"Authorization": f"Bearer {place.token}"})
-            case.validate_response(response, checks=CHECKS)
+            # In a form everything is text: much that is of a wrong type cannot be told from what is right.
+            # And of what is too large nobody looks at the rest.
+            is_form, is_too_large = case.media_type == "multipart/form-data", response.status_code == 413
+            checks = [it for it in CHECKS if it is not negative_data_rejection]
+            case.validate_response(response, checks=checks if is_form or is_too_large else CHECKS)
 
         with contextlib.suppress(Unsatisfiable):  # where nothing is sent, nothing can be wrong
             check()

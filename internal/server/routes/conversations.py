@@ -65,6 +65,16 @@ class ConversationRoutes:
             ),
             Route(
                 method="GET",
+                path="/v1/conversations/{id}/history",
+                summary="What was said",
+                description="The same as /conversations/{id}/history.",
+                tag="conversations",
+                access=Access.CALLER,
+                answer=Dialogue,
+                handler=self.history,
+            ),
+            Route(
+                method="GET",
                 path="/conversations/{id}/export",
                 summary="What was said, as a file",
                 tag="conversations",

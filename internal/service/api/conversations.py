@@ -98,12 +98,14 @@ class AttachedFile(Answer):
 
 
 class HistoryMessage(Answer):
-    """`model`: who said it, or was asked. `attachments` is missing where there are none."""
+    """`model`: who said it, or was asked. `attachments` is missing where there are none. The answers of
+    several models to one question have the same `batch_id`."""
 
     role: Role
     content: str
     created_at: Timestamp
     model: str
+    batch_id: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
     attachments: list[AttachedFile] = Field(default_factory=list, exclude_if=operator.not_)
 
     @classmethod
@@ -113,6 +115,7 @@ class HistoryMessage(Answer):
             content=message.content,
             created_at=timestamp(message.created_at),
             model=message.model,
+            batch_id=message.batch_id,
             attachments=[AttachedFile.of(attachment) for attachment in message.attachments],
         )
 
