@@ -17,6 +17,7 @@ from internal.biz.models import (
     Request,
     Role,
     Sampling,
+    Seat,
     Settings,
     Tool,
     ToolCall,
@@ -72,6 +73,7 @@ requests = st.builds(
         store=st.booleans(),
         metadata=st.dictionaries(st.text(), st.text()),
     ),
+    batch=st.none() | st.builds(Seat, st.text(), st.integers(0, 7)),
 )
 calls = st.builds(ToolCall, st.text(), st.text(), st.text())
 sayings = st.builds(TextDelta, st.text()) | st.builds(ReasoningDelta, st.text()) | calls
@@ -95,6 +97,7 @@ def test_followers_need_no_messages(request: Request) -> None:
     assert head.messages == ()
     assert (head.response_id, head.model, head.user) == (request.response_id, request.model, request.user)
     assert (head.created_at, head.settings) == (request.created_at, request.settings)
+    assert head.batch == request.batch
 
 
 @given(request=requests, attempts=attempts, end=st.none() | ends, position=st.integers(0, 10**6))
