@@ -216,9 +216,10 @@ class MemoryHistory:
         return is_open and theirs.batch_id == seat.batch_id and theirs.position > seat.position
 
     async def batch(self, batch_id: str) -> Batch | None:
-        if (batch := self._batches.get(batch_id)) is None:
+        batch = self._batches.get(batch_id)
+        turns = [turn for one in batch.ids if (turn := self._turns.get(one)) is not None] if batch else []
+        if batch is None or not turns:
             return None
-        turns = [self._turns[response_id] for response_id in batch.ids]
         request = turns[0].request
         return Batch(
             batch_id,

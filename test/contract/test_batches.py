@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import delete
 
 from internal.biz.batches import Batch, BatchStore
 from internal.biz.conversations import Conversations
@@ -30,6 +31,7 @@ from internal.data.sql.batches import SqlBatches
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
+from internal.data.sql.tables import responses
 from internal.data.sql.titles import SqlTitles
 
 if TYPE_CHECKING:
@@ -380,6 +382,19 @@ async def test_the_question_is_listed_while_the_first_answer_has_failed(
     await shelf.end(requests[1])
     listed = await shelf.conversations.messages(conversation, ADA)
     assert [message.content for message in listed] == ["q", "two on q"]
+
+
+async def test_the_question_stays_when_the_first_answer_is_deleted(
+    shelf: Shelf, database: Database, conversation: str
+) -> None:
+    requests = await shelf.ask(conversation=conversation, begins=True)
+    for request in requests:
+        await shelf.end(request)
+    await database.change(delete(responses).where(responses.c.id == requests[0].response_id))
+    listed = await shelf.conversations.messages(conversation, ADA)
+    assert [message.content for message in listed] == ["q", "two on q", "three on q"]
+    assert (await shelf.conversations.get(conversation, ADA)).message_count == 3
+    assert [task.model for task in (await shelf.batch(requests)).tasks] == ["two", "three"]
 
 
 async def test_a_conversation_wants_one_title_for_all_its_answers(shelf: Shelf, conversation: str) -> None:

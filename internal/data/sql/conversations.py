@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.engine import Row
 
 from internal.biz.conversations import Page
@@ -27,15 +27,23 @@ MAX_SEARCH_WORDS = 10
 
 _c = conversations.c
 _IS_THERE = _c.deleted_at.is_(None)
+_sibling = responses.alias("sibling")
 _IS_LISTED = and_(
     messages.c.kind.in_(("input", "output")),
     messages.c.role.in_((Role.USER, Role.ASSISTANT)),
     # A user may attach a file and say nothing.
     or_(messages.c.content != "", and_(messages.c.role == Role.USER, messages.c.details.is_not(None))),
-    or_(messages.c.kind == "output", func.coalesce(responses.c.batch_position, 0) == 0),
+    or_(
+        messages.c.kind == "output",
+        func.coalesce(responses.c.batch_position, 0) == 0,
+        ~exists().where(
+            _sibling.c.batch_id == responses.c.batch_id,
+            _sibling.c.batch_position < responses.c.batch_position,
+        ),
+    ),
 )
 """Of what stands in `messages`: not instructions, not reasoning, not the answers that never came, and of what
-several models were asked only what the first one was."""
+several models were asked only what the first one was that is still there."""
 
 _COUNT = (
     select(func.count())
