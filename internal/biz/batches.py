@@ -176,15 +176,15 @@ class Batches:
         return replace(task, text="".join([event for event in events if type(event) is TextDelta]))
 
 
-def ended(task: Task, response: Response) -> Task:
-    """How a task ended. Of an answer that failed nothing is kept."""
+def ended(task: Task, response: Response, ended_at: float | None = None) -> Task:
+    """How a task ended, and when, if that is known. Of an answer that failed nothing is kept."""
     return replace(
         task,
         status=response.status,
         text="" if response.status is Status.FAILED else response.text,
         failure=response.failure,
         incomplete_reason=response.incomplete_reason,
-        ended_at=response.completed_at or time.time(),
+        ended_at=ended_at or response.completed_at or time.time(),
     )
 
 

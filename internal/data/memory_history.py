@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from internal.biz.batches import Batch, Task
+from internal.biz.batches import Batch, Task, ended
 from internal.biz.conversations import MAX_SIZE, TURN_SIZE
 from internal.biz.errors import (
     Conflict,
@@ -41,18 +41,9 @@ class _Turn:
 
     @property
     def task(self) -> Task:
-        request, response = self.request, self.response
-        return Task(
-            request.response_id,
-            request.user,
-            request.model,
-            Status.IN_PROGRESS if response is None else response.status,
-            request.created_at,
-            "" if response is None else response.text,
-            None if response is None else response.failure,
-            None if response is None else response.incomplete_reason,
-            self.ended_at,
-        )
+        asked, response = self.request, self.response
+        task = Task(asked.response_id, asked.user, asked.model, Status.IN_PROGRESS, asked.created_at)
+        return task if response is None else ended(task, response, self.ended_at)
 
 
 @dataclass(slots=True)
@@ -65,18 +56,18 @@ class _Thread:
     size: int = 0
 
 
-def _chars(response: Response | None) -> int:
-    """What an answer takes, in characters."""
-    output = response.output if response is not None else ()
-    return sum(len(item.text) + (len(item.call.arguments) if item.call else 0) for item in output)
-
-
 @dataclass(slots=True)
 class _Batch:
     """It is forgotten with the first of its turns."""
 
     ids: Sequence[str]
     chosen_id: str | None = None
+
+
+def _chars(response: Response | None) -> int:
+    """What an answer takes, in characters."""
+    output = response.output if response is not None else ()
+    return sum(len(item.text) + (len(item.call.arguments) if item.call else 0) for item in output)
 
 
 class MemoryHistory:
@@ -288,6 +279,12 @@ class MemoryHistory:
         thread = self._threads.get(deleted.request.settings.conversation_id or "")
         if thread is not None and thread.head_id == response_id:
             thread.head_id = deleted.previous_id
+        if (seat := deleted.request.batch) is not None and (batch := self._batches.get(seat.batch_id)):
+            batch.ids = [one for one in batch.ids if one != response_id]
+            if batch.chosen_id == response_id:
+                batch.chosen_id = None
+            if not batch.ids:
+                del self._batches[seat.batch_id]
 
     def _grow(self, size_bytes: int) -> None:
         self._size_bytes += size_bytes

@@ -26,11 +26,13 @@ from internal.biz.models import (
     Status,
 )
 from internal.biz.ports import History
+from internal.biz.responses import ResponseStore
 from internal.data.memory_history import MemoryHistory
 from internal.data.sql.batches import SqlBatches
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
+from internal.data.sql.responses import SqlResponses
 from internal.data.sql.tables import responses
 from internal.data.sql.titles import SqlTitles
 
@@ -46,6 +48,7 @@ class Storage:
 
     history: History
     batches: BatchStore
+    responses: ResponseStore
 
     async def ask(
         self,
@@ -113,10 +116,10 @@ async def storage(
 ) -> AsyncIterator[Storage]:
     if not history_url:
         history = MemoryHistory()
-        yield Storage(history, history)
+        yield Storage(history, history, history)
         return
     async with open_database(history_url) as database:
-        yield Storage(SqlHistory(database), SqlBatches(database))
+        yield Storage(SqlHistory(database), SqlBatches(database), SqlResponses(database))
 
 
 @pytest.fixture
@@ -267,6 +270,19 @@ async def test_the_chosen_answer_goes_on(storage: Storage, conversation: str) ->
     assert await storage.said(conversation) == ["q0", "two on q0", "q1", "one on q1"]
 
 
+async def test_answers_can_be_deleted_one_by_one(storage: Storage, conversation: str) -> None:
+    requests = await storage.ask(conversation=conversation, begins=True)
+    for request in requests:
+        await storage.end(request)
+    assert await storage.choose(requests, 1)
+    await storage.responses.delete(requests[1].response_id, ADA)
+    left = await storage.batch(requests)
+    assert ([task.model for task in left.tasks], left.chosen_id) == (["one", "three"], None)
+    for request in (requests[0], requests[2]):
+        await storage.responses.delete(request.response_id, ADA)
+    assert await storage.batches.batch(batch_of(requests)) is None
+
+
 async def test_a_later_attempt_does_not_undo_a_choice(storage: Storage, conversation: str) -> None:
     requests = await storage.ask(conversation=conversation, begins=True)
     for request in requests:
@@ -352,6 +368,7 @@ def shelf(database: Database) -> Shelf:
     return Shelf(
         SqlHistory(database),
         SqlBatches(database),
+        SqlResponses(database),
         Conversations(SqlConversations(database)),
         SqlTitles(database),
     )

@@ -7,6 +7,7 @@ from sqlalchemy import bindparam, exists, or_, select, update
 from sqlalchemy.engine import Row
 
 from internal.biz.batches import Batch, Task
+from internal.biz.dialogue import NOBODY
 from internal.biz.models import Failure, Status
 from internal.data.sql.database import Database, Write
 from internal.data.sql.tables import batches, conversations, messages, responses
@@ -24,6 +25,8 @@ class SqlBatches:
         if not found:
             return None
         tasks = await self._tasks(await self._database.read(_OF_BATCH, {"id": batch_id}))
+        if not tasks:  # all of them were deleted
+            return None
         row = found[0]
         return Batch(
             row.id, row.user_id, row.conversation_id, row.prompt, row.created_at, tasks, row.chosen_id
@@ -70,7 +73,7 @@ _RESPONSE = (
     .outerjoin(conversations, conversations.c.id == responses.c.conversation_id)
     .where(conversations.c.deleted_at.is_(None))
 )
-_TASK = _RESPONSE.where(responses.c.id == bindparam("id"))
+_TASK = _RESPONSE.where(responses.c.id == bindparam("id"), responses.c.model != NOBODY)
 _OF_BATCH = _RESPONSE.where(responses.c.batch_id == bindparam("id")).order_by(responses.c.batch_position)
 _TEXTS = (
     select(messages.c.response_id, messages.c.content)

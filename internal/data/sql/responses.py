@@ -13,7 +13,7 @@ from internal.biz.items import Item, Place
 from internal.biz.models import Failure, ItemKind, OutputItem, Response, Status, Usage
 from internal.data.sql.database import Database, Write
 from internal.data.sql.history import read_message, read_settings
-from internal.data.sql.tables import conversations, messages, responses
+from internal.data.sql.tables import batches, conversations, messages, responses
 
 _r, _m = responses.c, messages.c
 
@@ -45,7 +45,8 @@ _SHRINK = Write(
 _STEP_BACK = Write(
     22, update(conversations).where(conversations.c.head_id == _id).values(head_id=_previous_id)
 )
-_DELETE = Write(23, delete(responses).where(_r.id == _id))  # its messages go with it
+_UNCHOOSE = Write(23, update(batches).where(batches.c.chosen_id == _id).values(chosen_id=None))
+_DELETE = Write(24, delete(responses).where(_r.id == _id))  # its messages go with it
 
 
 class SqlResponses:
@@ -79,7 +80,11 @@ class SqlResponses:
         size = row.input_chars + row.output_chars + TURN_SIZE if row.ended_at is not None else 0
         said = {"b_conversation_id": row.conversation_id, "b_size": size}
         await self._database.write(
-            (_RELINK, (values,)), (_SHRINK, (said,)), (_STEP_BACK, (values,)), (_DELETE, (values,))
+            (_RELINK, (values,)),
+            (_SHRINK, (said,)),
+            (_STEP_BACK, (values,)),
+            (_UNCHOOSE, (values,)),
+            (_DELETE, (values,)),
         )
 
 
