@@ -32,6 +32,7 @@ from internal.data.sql.batches import SqlBatches
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
+from internal.data.sql.items import SqlItems
 from internal.data.sql.responses import SqlResponses
 from internal.data.sql.tables import responses
 from internal.data.sql.titles import SqlTitles
@@ -399,6 +400,18 @@ async def test_the_question_is_listed_while_the_first_answer_has_failed(
     await shelf.end(requests[1])
     listed = await shelf.conversations.messages(conversation, ADA)
     assert [message.content for message in listed] == ["q", "two on q"]
+
+
+async def test_the_question_is_an_item_also_when_the_first_answer_has_failed(
+    shelf: Shelf, database: Database, conversation: str
+) -> None:
+    requests = await shelf.ask(conversation=conversation, begins=True)
+    await shelf.end(requests[0], status=Status.FAILED)
+    await shelf.end(requests[1])
+    await shelf.end(requests[2])
+    items = await SqlItems(database).page(conversation, ADA, None, 10, newest_first=False)
+    said = [it.said.content if isinstance(it.said, Message) else it.said.text for it in items]
+    assert said == ["q", "hm", "two on q", "hm", "three on q"]
 
 
 async def test_the_question_stays_when_the_first_answer_is_deleted(

@@ -30,15 +30,24 @@ _c, _r, _m = conversations.c, responses.c, messages.c
 _THERE = select(_c.id).where(
     _c.id == bindparam("id"), _c.user_id == bindparam("user"), _c.deleted_at.is_(None)
 )
+_sibling = responses.alias("sibling")
 # What failed is no part of the dialogue: it is not what the next turn continues from. What several models
-# were asked is stored with each of their answers, and said once.
+# were asked is stored with each of their answers, and said once, with the first that did not fail.
 _ITEMS = (
     select(*ITEM, _r.status, _r.ended_at, _r.batch_id)
     .select_from(messages.join(responses))
     .where(
         _r.conversation_id == bindparam("id"),
         _r.status != Status.FAILED.value,
-        or_(_m.kind != "input", func.coalesce(_r.batch_position, 0) == 0),
+        or_(
+            _m.kind != "input",
+            func.coalesce(_r.batch_position, 0) == 0,
+            ~exists().where(
+                _sibling.c.batch_id == _r.batch_id,
+                _sibling.c.batch_position < _r.batch_position,
+                _sibling.c.status != Status.FAILED.value,
+            ),
+        ),
     )
 )
 _ONE = _ITEMS.where(_m.response_id == bindparam("response_id"), _m.position == bindparam("position"))
