@@ -41,7 +41,8 @@ MAX_BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One turn of a user: what is new, for which model (None: the default), and how to answer.
+    """One turn of a user: what is new, for which model (None: the default), and how to answer. Nothing may be
+    new where the model has something else to go by: instructions, or what was said before.
 
     `begins`: the conversation that the settings name does not exist yet, and begins with this turn.
     """
@@ -186,7 +187,7 @@ class Chat:
     async def _submit(self, caller: Caller, ask: Ask, requests: Sequence[Request]) -> Submitted:
         """Those of one turn."""
         settings = ask.settings
-        if not ask.turn:
+        if not (ask.turn or settings.instructions or (requests[0].continues and not ask.begins)):
             raise InvalidRequest("the input is empty", param="input")
         for request in requests:
             self._require_features(request.model, ask)

@@ -68,7 +68,21 @@ async def test_an_empty_turn_is_refused(server: "Server") -> None:
     with pytest.raises(InvalidRequest) as error:
         await server.chat.submit(ADA, Ask(()), new_id("resp"))
     assert error.value.param == "input"
+    begins = Settings(conversation_id="conv_1")
+    with pytest.raises(InvalidRequest):
+        await server.chat.submit(ADA, Ask((), settings=begins, begins=True), new_id("resp"))
     assert await server.waiting() == 0
+
+
+async def test_nothing_new_is_enough_where_there_is_something_to_go_by(server: "Server") -> None:
+    await server.chat.submit(ADA, Ask((), settings=Settings(instructions="greet")), new_id("resp"))
+    first = await server.claim()
+    assert [message.content for message in first.transcript.messages] == ["greet"]
+    await first.say("hello")
+    await first.finish()
+    await server.chat.submit(ADA, Ask((), settings=after(first.id)), new_id("resp"))
+    second = await server.claim()
+    assert [message.content for message in second.transcript.messages] == ["hello"]
 
 
 @pytest.mark.parametrize("previous", ["resp_unknown", ""])

@@ -111,6 +111,15 @@ async def test_a_turn_may_be_of_several_messages(history: History, make_request:
     assert await messages(history, request.response_id) == (*turn, assistant("ü"))
 
 
+async def test_in_a_turn_nothing_new_may_be_said(history: History, make_request: "RequestFactory") -> None:
+    dialogue = Dialogue(history, make_request)
+    first = await dialogue.turn("q", "one")
+    again = replace(following(first), messages=())
+    await history.begin(again, None, begins=False, wants_title=False)
+    await history.finish([ended(again, "two")])
+    assert await messages(history, again.response_id) == (user("q"), assistant("one"), assistant("two"))
+
+
 async def test_what_a_database_cannot_hold_is_replaced(
     history: History, make_request: "RequestFactory"
 ) -> None:
