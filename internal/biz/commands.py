@@ -8,12 +8,13 @@ from internal.biz.chat import Ask
 @dataclass(frozen=True, slots=True)
 class Create:
     """Ask a model, or several at once: `models`, where `ask` names none. Requests of one lane run one after
-    another, lanes run side by side."""
+    another, lanes run side by side. `response_id`: the answer's, where the codec has to know it before."""
 
     ask: Ask
     lane: str | None = None
     queue_updates: bool = False
     models: tuple[str, ...] = ()
+    response_id: str | None = None
 
     @property
     def count(self) -> int:
@@ -36,4 +37,11 @@ class Resume:
     queue_updates: bool = False
 
 
-Command = Create | Cancel | Resume
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the codec answers by itself."""
+
+    payloads: list[bytes]
+
+
+Command = Create | Cancel | Resume | Reply

@@ -35,10 +35,14 @@ EVENTS_PER_JOIN = 4096
 
 
 class Codec(Protocol):
-    """One dialect: client frames to commands, events to payloads. Has no state."""
+    """One dialect: client frames to commands, events to payloads. Has no state, or is one session's own: then
+    it is told of each event once, in order."""
 
     continues: bool
     """True when every message continues the dialogue of the socket."""
+
+    def greeting(self, session_id: str) -> list[bytes]:
+        """What a client is told first."""
 
     def decode(self, data: bytes) -> Command:
         """Raises InvalidRequest."""
@@ -127,6 +131,11 @@ class Session:
         self._begins = False
         self._valid_until = 0.0
 
+    def greet(self) -> None:
+        """Say what a client is told first."""
+        if payloads := self._codec.greeting(self.session_id):
+            self._send(payloads)
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
     async def receive(self, data: bytes) -> None:
@@ -138,6 +147,7 @@ class Session:
         if time.time() >= self._valid_until and not await self._is_still_valid():
             self.connection.close(CloseCode.UNAUTHENTICATED, "your login has expired; log in again")
             return
+        command: Command | None = None
         try:
             command = self._codec.decode(data)
             if isinstance(command, Cancel):
@@ -146,10 +156,13 @@ class Session:
             await self._caught_up()
             if isinstance(command, Create):
                 await self._create(command)
-            else:
+            elif isinstance(command, Resume):
                 await self._resume(command)
+            else:
+                self._send(command.payloads)
         except SluiceError as error:
-            await self.refuse(error, self._codec.lane(data))
+            is_for = command.lane if isinstance(command, Create | Resume) else self._codec.lane(data)
+            await self.refuse(error, is_for)
 
     async def _is_still_valid(self) -> bool:
         """Look again who the client is: tokens expire, keys are revoked, users are disabled."""
@@ -228,7 +241,7 @@ class Session:
     async def _submit(self, lane: Lane, create: Create) -> None:
         ask = self._continued(create.ask) if self._codec.continues else create.ask
         # Noted before anything is published, so that `close` can tell of it however far this came.
-        response_id = new_id("resp")
+        response_id = create.response_id or new_id("resp")
         lane.running = [response_id]
         try:
             try:

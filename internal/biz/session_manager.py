@@ -92,6 +92,7 @@ class SessionManager:
         self._heartbeat.add(session)
         self._meter.session_opened()
         log.debug("session opened", extra={"session": session.session_id, "remote": connection.remote})
+        session.greet()
         return session
 
     async def close(self, session: Session, code: int) -> None:

@@ -98,6 +98,9 @@ class FakeCodec:
         self._commands[data] = command
         return data
 
+    def greeting(self, session_id: str) -> list[bytes]:
+        return []
+
     def decode(self, data: bytes) -> Command:
         if data not in self._commands:
             raise InvalidRequest("what?")

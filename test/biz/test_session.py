@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from internal.biz import session as session_module
 from internal.biz.chat import Ask
 from internal.biz.close import CloseCode
-from internal.biz.commands import Cancel, Create, Resume
+from internal.biz.commands import Cancel, Create, Reply, Resume
 from internal.biz.errors import GenerationFailed
 from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseQueued, TextDelta
 from internal.biz.generation import FinishReason
@@ -402,6 +402,28 @@ async def test_a_frame_that_means_nothing_is_told(server: "Server") -> None:
     client = server.client()
     await client.session.receive(b"gibberish")
     assert client.errors == ["invalid_request"]
+
+
+async def test_what_the_codec_answers_by_itself_waits_until_the_client_has_caught_up(
+    server: "Server", settle: "Settle"
+) -> None:
+    client = server.client()
+    client.connection.congest()
+    await client.ask()
+    await settle()
+    reply = asyncio.create_task(client.send(Reply([b'["reply", "", 0, null, null]'])))
+    await settle()
+    assert [frame.kind for frame in client.frames] == ["ResponseQueued"]
+    client.connection.make_room()
+    await reply
+    assert [frame.kind for frame in client.frames] == ["ResponseQueued", "reply"]
+
+
+async def test_a_codec_may_name_the_response(server: "Server") -> None:
+    client = server.client()
+    await client.send(Create(Ask((Message(Role.USER, "hello"),)), response_id="resp_mine"))
+    run = await server.claim()
+    assert run.id == "resp_mine"
 
 
 async def test_a_cancelled_response_ends_with_what_it_said(server: "Server", settle: "Settle") -> None:

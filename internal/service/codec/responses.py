@@ -104,6 +104,9 @@ class ResponsesCodec:
 
     continues = False
 
+    def greeting(self, session_id: str) -> list[bytes]:
+        return []
+
     def decode(self, data: bytes) -> Command:
         event = _parse(data)
         if isinstance(event, _ResponseCreate):

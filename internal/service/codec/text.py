@@ -19,6 +19,9 @@ class TextCodec:
         """`model` answers every message; None: the default one."""
         self._model = model
 
+    def greeting(self, session_id: str) -> list[bytes]:
+        return []
+
     def decode(self, data: bytes) -> Create:
         text = data.decode()
         if not text.strip():
