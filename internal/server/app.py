@@ -20,6 +20,7 @@ from internal.server.readiness import Readiness, overview
 from internal.server.rest import RouteGroup
 from internal.server.upgrade import is_upgrade, upgradable
 from internal.server.websocket import Visit, WebSocketServer
+from internal.service.codec.realtime import RealtimeCodec
 from internal.service.codec.responses import ResponsesCodec
 from internal.service.codec.text import TextCodec
 
@@ -60,7 +61,7 @@ class App:
         self._instruments = instruments
         self._options = options
         self._groups = groups
-        # A codec has no state, so one serves every connection.
+        # These codecs have no state, so one serves every connection.
         self._responses: Codec = ResponsesCodec()
         self._text: dict[str | None, Codec] = {name: TextCodec(name) for name in (None, *chat.models)}
 
@@ -71,6 +72,7 @@ class App:
         app.on_response_prepare.append(guarded)
         app.router.add_get("/ws", self.text_socket, allow_head=False)
         app.router.add_get("/v1/responses", self.responses_socket, allow_head=False)
+        app.router.add_get("/v1/realtime", self.realtime_socket, allow_head=False)
         app.router.add_get("/v1/workers", self.workers)
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
@@ -103,11 +105,7 @@ class App:
         if not is_upgrade(request):
             return _upgrade_required("/ws")
         query = request.query if request.query_string else {}
-        model, refusal = query.get("model"), None
-        try:
-            self._chat.require_model(model)
-        except NotFound as error:
-            model, refusal = None, error
+        model, refusal = self._chosen_model(request)
         visit = await self._visit(request, query.get("conversation") or None, refusal)
         return await self._websockets.serve(request, self._text[model], visit)
 
@@ -117,6 +115,24 @@ class App:
         if not is_upgrade(request):
             return _upgrade_required("/v1/responses")
         return await self._websockets.serve(request, self._responses, await self._visit(request))
+
+    @upgradable
+    async def realtime_socket(self, request: web.Request) -> web.StreamResponse:
+        """`/v1/realtime`: the Realtime API, text only. `?model=NAME` chooses the model."""
+        if not is_upgrade(request):
+            return _upgrade_required("/v1/realtime")
+        model, refusal = self._chosen_model(request)
+        codec = RealtimeCodec(self._chat.require_model(model))
+        return await self._websockets.serve(request, codec, await self._visit(request, refusal=refusal))
+
+    def _chosen_model(self, request: web.Request) -> tuple[str | None, SluiceError | None]:
+        """The model that the address names, or what is wrong with it."""
+        model = request.query.get("model") if request.query_string else None
+        try:
+            self._chat.require_model(model)
+        except NotFound as error:
+            return None, error
+        return model, None
 
     async def _visit(
         self, request: web.Request, conversation_id: str | None = None, refusal: SluiceError | None = None

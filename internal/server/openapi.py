@@ -22,8 +22,9 @@ Who sends no token is a guest, where the server allows guests, and gets a cookie
 RFC 3339 in UTC. Errors are `{"error": {"message", "type", "param", "code"}}`. Where requests or tokens are
 limited, `X-RateLimit-Limit`, `-Remaining` and `-Reset` (in seconds) tell of the budget nearest to its end.
 
-WebSockets are not described here: `GET /ws` is bare text, a message in and its answer out, and
-`GET /v1/responses` is the WebSocket mode of the OpenAI Responses API. Where a header cannot be sent, as in
+WebSockets are not described here: `GET /ws` is bare text, a message in and its answer out,
+`GET /v1/responses` is the WebSocket mode of the OpenAI Responses API, and `GET /v1/realtime` is the OpenAI
+Realtime API, of which it speaks text. Where a header cannot be sent, as in
 browsers, the token goes into the address (`?token=…`) or the subprotocol (`openai-insecure-api-key.…`).
 """
 _ERRORS = {
