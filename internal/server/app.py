@@ -14,7 +14,7 @@ from internal.biz.session import Codec
 from internal.metrics.instruments import Instruments
 from internal.server.answers import error_answer, guarded, json_answer, refused_by_aiohttp
 from internal.server.deadline import bounded
-from internal.server.identity import Identity, chosen_subprotocol
+from internal.server.identity import Identity, chosen_subprotocol, is_beta
 from internal.server.origin import is_allowed
 from internal.server.readiness import Readiness, overview
 from internal.server.rest import RouteGroup
@@ -122,6 +122,8 @@ class App:
         if not is_upgrade(request):
             return _upgrade_required("/v1/realtime")
         model, refusal = self._chosen_model(request)
+        if is_beta(request):
+            refusal = InvalidRequest("the beta of the Realtime API is not spoken here; use client.realtime")
         codec = RealtimeCodec(self._chat.require_model(model))
         return await self._websockets.serve(request, codec, await self._visit(request, refusal=refusal))
 

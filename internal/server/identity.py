@@ -26,6 +26,7 @@ COMPATIBLE = "/v1/"
 _OURS = frozenset({"token_expired", "login_ended", "user_disabled"})
 """What is told of credentials that were good once."""
 _KEY_SUBPROTOCOL = "openai-insecure-api-key."
+_BETA = "openai-beta.realtime-v1"
 _NEW_GUEST: web.RequestKey[tuple[str, Caller]] = web.RequestKey("new_guest")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -153,6 +154,12 @@ def credential_of(request: web.Request) -> str | None:
 def chosen_subprotocol(request: web.Request) -> str | None:
     """What to answer to the offered subprotocols: never the one that holds a key."""
     return REALTIME if REALTIME in _offered(request) else None
+
+
+def is_beta(request: web.Request) -> bool:
+    """Whether the client speaks the Realtime API of before its release, in which most events have other
+    names: it would wait for those in vain."""
+    return "realtime=v1" in request.headers.get("OpenAI-Beta", "") or _BETA in _offered(request)
 
 
 def _takes_any_key(request: web.Request) -> bool:

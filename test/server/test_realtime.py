@@ -424,6 +424,21 @@ async def test_a_browser_offers_its_key_as_a_subprotocol(server: Server) -> None
         assert socket.close_code == 4401
 
 
+@pytest.mark.parametrize(
+    "offer",
+    [
+        {"additional_headers": {"OpenAI-Beta": "realtime=v1"}},
+        {"subprotocols": ["realtime", "openai-beta.realtime-v1"]},
+    ],
+)
+async def test_a_client_of_the_beta_is_told_that_it_is_one(server: Server, offer: dict[str, Any]) -> None:
+    url = str(server.http.make_url("/v1/realtime")).replace("http", "ws", 1)
+    async with connect(url, **offer) as socket:
+        with pytest.raises(ConnectionClosed, match="beta"):
+            await socket.recv()
+        assert socket.close_code == 4403
+
+
 async def test_without_an_upgrade_it_says_what_it_is(server: Server) -> None:
     async with ClientSession() as session, session.get(server.http.make_url("/v1/realtime")) as answer:
         assert answer.status == 426

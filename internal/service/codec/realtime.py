@@ -155,15 +155,16 @@ class RealtimeCodec:
     # ── what the client is told ──────────────────────────────────────────────────────────────────
 
     def encode(self, cursor: Cursor, number: int, events: Sequence[Event]) -> list[bytes]:
-        answer, payloads = self._answers[cursor.response_id], list[bytes]()
+        answer = self._answers[cursor.response_id]
+        payloads = []
         for event in events:
             if type(event) is TextDelta:
                 parts = (answer.delta_head, orjson.dumps(event), self._event_prefix, next(self._numbers))
                 payloads.append(b'%b,"delta":%b,"event_id":"%b%d"}' % parts)
-            else:
-                payloads += [self._event(**fields) for fields in answer.tell(event, self._dialogue)]
-        if answer.is_over:
-            self._forget(cursor.response_id)
+                continue
+            payloads += [self._event(**fields) for fields in answer.tell(event, self._dialogue)]
+            if answer.is_over:
+                self._forget(cursor.response_id)
         return payloads
 
     def _forget(self, response_id: str) -> None:

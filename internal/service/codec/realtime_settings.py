@@ -34,9 +34,22 @@ _SHARED = frozenset(
         *SamplingParameters.model_fields,
     )
 )
-_IGNORED = frozenset(("audio", "expires_at", "id", "include", "object", "prompt", "tracing"))
-_OF_A_RESPONSE = frozenset(("conversation", "input", "metadata"))
-"""What only one response has, and who reads it looks at by itself."""
+_OF_A_SESSION = frozenset(
+    (
+        "audio",
+        "expires_at",
+        "id",
+        "include",
+        "model",
+        "object",
+        "output_modalities",
+        "prompt",
+        "tracing",
+        "type",
+    )
+)
+_OF_A_RESPONSE = frozenset(("audio", "conversation", "input", "metadata", "output_modalities", "prompt"))
+"""What may be said beside that: it is looked at elsewhere, or changes nothing."""
 
 
 class RealtimeSettings:
@@ -50,7 +63,7 @@ class RealtimeSettings:
 
     def update(self, fields: Mapping[str, Any]) -> None:
         """Set the given fields; null is the default. Raises InvalidRequest, and then sets nothing."""
-        found = self._checked(fields, "session", _IGNORED | {"model", "type"})
+        found = self._checked(fields, "session", _OF_A_SESSION)
         if fields.get("type", "realtime") != "realtime":
             raise UnsupportedParameter("session.type: only realtime is supported here", param="session.type")
         if fields.get("model") not in (None, self.model):
@@ -65,7 +78,7 @@ class RealtimeSettings:
 
     def of_response(self, fields: Mapping[str, Any]) -> Settings:
         """Those of one response, where `fields` go before the session's. Raises InvalidRequest."""
-        found = self._checked(fields, "response", _IGNORED | _OF_A_RESPONSE)
+        found = self._checked(fields, "response", _OF_A_RESPONSE)
         if "metadata" in fields:
             found["metadata"] = fields["metadata"]
         return _read(_without_null({**self._fields, **found}), "response")
@@ -73,7 +86,7 @@ class RealtimeSettings:
     def _checked(self, fields: Mapping[str, Any], place: str, passed: frozenset[str]) -> dict[str, Any]:
         """The fields that the Responses API has too."""
         require_small(fields, place)
-        for name in fields.keys() - _SHARED - passed - {"output_modalities"}:
+        for name in sorted(fields.keys() - _SHARED - passed):
             param = f"{place}.{name}"[:100]
             raise UnsupportedParameter(f"{param} is not supported here", param=param)
         if fields.get("prompt") is not None:
