@@ -104,9 +104,8 @@ class App:
         """`/ws`: bare text. `?model=NAME` chooses the model, `?conversation=ID` what is continued."""
         if not is_upgrade(request):
             return _upgrade_required("/ws")
-        query = request.query if request.query_string else {}
         model, refusal = self._chosen_model(request)
-        visit = await self._visit(request, query.get("conversation") or None, refusal)
+        visit = await self._visit(request, _chosen_conversation(request), refusal)
         return await self._websockets.serve(request, self._text[model], visit)
 
     @upgradable
@@ -118,14 +117,16 @@ class App:
 
     @upgradable
     async def realtime_socket(self, request: web.Request) -> web.StreamResponse:
-        """`/v1/realtime`: the Realtime API, text only. `?model=NAME` chooses the model."""
+        """`/v1/realtime`: the Realtime API, text only. The address says what it does on `/ws`."""
         if not is_upgrade(request):
             return _upgrade_required("/v1/realtime")
         model, refusal = self._chosen_model(request)
         if is_beta(request):
             refusal = InvalidRequest("the beta of the Realtime API is not spoken here; use client.realtime")
-        codec = RealtimeCodec(self._chat.require_model(model))
-        return await self._websockets.serve(request, codec, await self._visit(request, refusal=refusal))
+        conversation_id = _chosen_conversation(request)
+        codec = RealtimeCodec(self._chat.require_model(model), conversation_id)
+        visit = await self._visit(request, conversation_id, refusal)
+        return await self._websockets.serve(request, codec, visit)
 
     def _chosen_model(self, request: web.Request) -> tuple[str | None, SluiceError | None]:
         """The model that the address names, or what is wrong with it."""
@@ -202,6 +203,11 @@ class App:
             for worker in await self._chat.workers()
         ]
         return json_answer({"object": "list", "data": workers})
+
+
+def _chosen_conversation(request: web.Request) -> str | None:
+    """The conversation that the address names. A query that is looked at lives as long as the socket."""
+    return request.query.get("conversation") or None if request.query_string else None
 
 
 def _upgrade_required(path: str) -> web.Response:

@@ -75,6 +75,14 @@ async def test_the_dialogue_is_a_conversation_like_any_other(
         assert anew != conversation_id
         assert (await ada.history(anew))[:4] == dialogue
 
+        # And another session goes on with that.
+        more: Any = {"conversation": anew}
+        async with client.realtime.connect(model="echo", extra_query=more) as other:
+            await other.conversation.item.create(item=message("three"))
+            await other.response.create()
+            assert (await done(other)).conversation_id == anew
+        assert (await ada.history(anew))[-2] == ("user", "three")
+
 
 @pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")
 async def test_the_synchronous_openai_client_works_too(server: "Server", echo_chunks: Chunks) -> None:

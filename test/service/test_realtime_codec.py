@@ -88,8 +88,8 @@ class Answering:
 class Talk:
     """A client and its codec."""
 
-    def __init__(self) -> None:
-        self.codec = RealtimeCodec("m")
+    def __init__(self, conversation_id: str | None = None) -> None:
+        self.codec = RealtimeCodec("m", conversation_id)
 
     def send(self, kind: str, **fields: object) -> Command:
         return self.codec.decode(json.dumps({"type": kind, **fields}).encode())
@@ -297,6 +297,7 @@ def test_an_item_whose_end_nobody_told_does_not_stay(talk: Talk) -> None:
     events = answer.tell(lost.events)
     assert types(events) == ["conversation.item.deleted", "response.done"]
     assert events[0]["item_id"] == item["id"]
+    assert not talk.ask(instructions="x").ask.turn
     talk.refused("conversation.item.retrieve", item_id=item["id"])
 
 
@@ -560,6 +561,31 @@ def test_a_conversation_that_is_gone_is_begun_anew(talk: Talk) -> None:
     assert [text for _, text in contents(asked)] == ["a", "b", "c"]
     assert asked.begins
     assert asked.settings.conversation_id != create.ask.settings.conversation_id
+
+
+def test_a_conversation_that_exists_is_continued() -> None:
+    talk = Talk("conv_1")
+    talk.add(user("0"), "root")
+    first = talk.ask()
+    assert (first.ask.settings.conversation_id, first.ask.begins) == ("conv_1", False)
+    first.answer(TextDelta("1"))
+    second = talk.send("response.create")
+    assert isinstance(second, Create)
+    talk.codec.encode_error(NotFound("gone", param="conversation"), second.lane)
+    again = talk.ask().ask
+    assert (contents(again), again.settings.conversation_id, again.begins) == ([], "conv_1", False)
+
+
+def test_what_stands_in_a_conversation_that_is_continued_stays_there() -> None:
+    talk = Talk("conv_1")
+    talk.told("conversation.item.delete", item_id=talk.say("a"))
+    asked = talk.say("b")
+    talk.ask().answer(TextDelta("c"))
+    assert talk.refused("conversation.item.delete", item_id=asked).code == "conversation_continued"
+    error = talk.refused("conversation.item.create", item=user("0"), previous_item_id="root")
+    assert error.code == "conversation_continued"
+    talk.say("d")
+    assert contents(talk.ask().ask) == [(Role.USER, "d")]
 
 
 def test_calls_and_what_came_of_them(talk: Talk) -> None:
@@ -887,9 +913,14 @@ EVENTS = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(EVENTS, st.sampled_from(["go on", "finish", "fail", "refuse"])), max_size=12))
-def test_whatever_is_said_is_answered_in_the_apis_words(script: list[tuple[JSON, str]]) -> None:
-    talk = Talk()
+@given(
+    st.lists(st.tuples(EVENTS, st.sampled_from(["go on", "finish", "fail", "refuse"])), max_size=12),
+    st.sampled_from([None, "conv_1"]),
+)
+def test_whatever_is_said_is_answered_in_the_apis_words(
+    script: list[tuple[JSON, str]], conversation_id: str | None
+) -> None:
+    talk = Talk(conversation_id)
     running: list[Answering] = []
     for event, then in script:
         data = json.dumps(event).encode()

@@ -55,9 +55,10 @@ class RealtimeCodec:
 
     continues = False
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, conversation_id: str | None = None) -> None:
+        """`conversation_id`: what the session continues."""
         self._settings = RealtimeSettings(model)
-        self._dialogue = Dialogue()
+        self._dialogue = Dialogue(conversation_id)
         self._active: str | None = None
         """The response that the conversation waits for."""
         self._answers: dict[str, Answer] = {}

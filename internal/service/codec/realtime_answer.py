@@ -120,7 +120,7 @@ class Answer:
         self.is_over = True
         if self._item_id is not None and self.joins and dialogue.holds(self._item_id):
             # Who said it died in the middle of it, and nobody went on.
-            dialogue.delete(self._item_id)
+            dialogue.drop_output(self._item_id)
             yield {"type": "conversation.item.deleted", "item_id": self._item_id}
         if response.status is Status.FAILED and self.is_stored:
             dialogue.failed()

@@ -2,7 +2,8 @@
 
 What is stored is a conversation like any other, turn by turn, and a turn cannot be taken back. When the
 client deletes or inserts something before its end, the next turn begins another stored conversation, with
-everything that is still there.
+everything that is still there. Where the session continues a conversation it cannot, as it does not know what
+was said there before.
 """
 
 from collections.abc import Sequence
@@ -23,16 +24,18 @@ class Dialogue:
     """The stored conversation holds the first `_stored` items, or will when the turn at hand is stored;
     before that it held `_before`."""
 
-    __slots__ = ("_before", "_begun", "_chars", "_conversation_id", "_items", "_stale", "_stored")
+    __slots__ = ("_before", "_begun", "_chars", "_conversation_id", "_is_own", "_items", "_stale", "_stored")
 
-    def __init__(self) -> None:
+    def __init__(self, conversation_id: str | None = None) -> None:
+        """`conversation_id`: what is continued; None: a conversation of its own."""
         self._items: list[Item] = []
         self._chars = 0
         self._stored = self._before = 0
         self._stale = False
         """Whether what is stored is no longer what stands here."""
-        self._conversation_id: str | None = None
-        self._begun = False
+        self._conversation_id = conversation_id
+        self._is_own = conversation_id is None
+        self._begun = not self._is_own
         """Whether the conversation is stored."""
 
     @property
@@ -65,6 +68,7 @@ class Dialogue:
             raise InvalidRequest(message, code="invalid_value", param="item.id")
         place = self._place(behind)
         if place < self._stored:
+            self._require_own("previous_item_id")
             self._stored += 1
             self._stale = True
         self._chars += item.message.chars
@@ -85,16 +89,26 @@ class Dialogue:
         return any(call.id == call_id for it in self._items if it.message for call in it.message.calls)
 
     def delete(self, item_id: str) -> None:
-        """Raises NotFound."""
+        """Raises NotFound, and InvalidRequest for what is stored in a conversation that is continued."""
         place = self._index(item_id)
         if place is None:
             raise _no_item(item_id, "item_delete_invalid_item_id", "item_id")
+        if place < self._stored:
+            self._require_own("item_id")
+            self._stale = True
+        self._remove(place)
+
+    def _require_own(self, param: str) -> None:
+        if not self._is_own:
+            message = "what was said in a conversation that is continued stays; connect without conversation"
+            raise InvalidRequest(message, code="conversation_continued", param=param)
+
+    def _remove(self, place: int) -> None:
         message = self._items.pop(place).message
         self._chars -= message.chars if message else 0
         if place < self._stored:
             self._stored -= 1
             self._before = min(self._before, self._stored)
-            self._stale = True
 
     # ── turns ────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,7 +132,7 @@ class Dialogue:
         """The turn at hand is not stored."""
         self._stored = self._before
         # It was deleted, is full, or idled for so long that it was forgotten.
-        self._stale = self._stale or error.param == "conversation"
+        self._stale = self._stale or (self._is_own and error.param == "conversation")
 
     def failed(self) -> None:
         """The turn at hand had no answer: it is not part of what is continued."""
@@ -139,6 +153,12 @@ class Dialogue:
         self._items[place] = item
         self._chars += item.message.chars if item.message else 0
         return self._items[place - 1].id if place else None
+
+    def drop_output(self, item_id: str) -> None:
+        """What the model began to say is lost, here and where it would be stored."""
+        place = self._index(item_id)
+        assert place is not None
+        self._remove(place)
 
     def _put(self, place: int, item: Item) -> str | None:
         self._items.insert(place, item)
