@@ -36,6 +36,7 @@ from internal.server.readiness import Readiness
 from internal.server.websocket import WebSocketServer
 
 PATIENCE_S = 5.0
+MAX_IN_FLIGHT = 3
 EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
 
 
@@ -91,7 +92,7 @@ class Run:
 class Server:
     """Everything but the accounts and the engine is real. Implements Consumer."""
 
-    slots = room = 100
+    slots = room = 1
 
     def __init__(self) -> None:
         self.history = MemoryHistory()
@@ -101,7 +102,12 @@ class Server:
         loop, instruments = asyncio.get_running_loop(), Instruments()
         limits = ManagerLimits(0, 0, cancel_on_disconnect=True, grace_s=60.0)
         self.sessions = SessionManager(
-            self.chat, Flusher(loop), Heartbeat(loop, 0, 0), instruments, limits, SessionLimits(8, 0.0)
+            self.chat,
+            Flusher(loop),
+            Heartbeat(loop, 0, 0),
+            instruments,
+            limits,
+            SessionLimits(MAX_IN_FLIGHT, 0.0),
         )
         websockets = WebSocketServer(self.sessions, instruments.traffic, 1 << 20, 1 << 16)
         identity = Identity(_Guests(), Proxies([]), required=False, allowed_origins=[])
@@ -353,6 +359,22 @@ async def test_side_by_side_with_the_conversation(server: Server, talk: Talk) ->
     assert (await talk.until("response.done"))[-1].response.id == main
     await talk.ask("more")
     assert [text for _, text in (await server.claim()).heard] == ["hello", "good day", "more"]
+
+
+async def test_a_turn_that_finds_no_room_can_be_asked_again(server: Server, talk: Talk) -> None:
+    aside: Any = {"conversation": "none", "instructions": "x"}
+    for _ in range(MAX_IN_FLIGHT):
+        await talk.connection.response.create(response=aside)
+        await talk.until("response.created")
+    await talk.say("hello")
+    await talk.connection.response.create(event_id="mine")
+    error = await talk.error()
+    assert (error.code, error.event_id) == ("too_many_in_flight", "mine")
+    for _ in range(MAX_IN_FLIGHT):
+        await (await server.claim()).finish()
+        await talk.until("response.done")
+    await talk.connection.response.create()
+    assert (await server.claim()).heard == [(Role.USER, "hello")]
 
 
 async def test_sound_is_refused_and_the_session_goes_on(server: Server, talk: Talk) -> None:

@@ -511,6 +511,21 @@ def test_deleting_what_was_not_asked_yet_changes_nothing_else(talk: Talk) -> Non
     assert (contents(asked), asked.begins) == ([(Role.USER, "d")], False)
 
 
+@pytest.mark.parametrize("change", ["insert", "delete"])
+def test_what_changes_before_an_answer_does_not_move_it(talk: Talk, change: str) -> None:
+    first = talk.say("a")
+    talk.say("b")
+    answer = talk.ask()
+    talk.say("late")
+    if change == "insert":
+        talk.add(user("0"), "root")
+    else:
+        talk.told("conversation.item.delete", item_id=first)
+    answer.answer(TextDelta("c"))
+    texts = ["0", "a", "b", "c", "late"] if change == "insert" else ["b", "c", "late"]
+    assert [text for _, text in contents(talk.ask().ask)] == texts
+
+
 def test_deleting_what_is_being_said(talk: Talk) -> None:
     talk.say("a")
     answer = talk.ask()
