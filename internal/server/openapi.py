@@ -1,5 +1,7 @@
 """/openapi.json: the declared operations, described by the models that validate them."""
 
+import asyncio
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -54,18 +56,27 @@ _TAGS = {
 
 
 class OpenApi:
-    """The description. Implements RouteGroup."""
+    """The description, made when somebody first asks for it. Implements RouteGroup."""
 
     def __init__(self, operations: Sequence[Operation], *, auth_required: bool) -> None:
-        self.document = describe(operations, auth_required=auth_required)
-        self._body = orjson.dumps(self.document)
+        self._operations = operations
+        self._auth_required = auth_required
+
+    @functools.cached_property
+    def document(self) -> dict[str, Any]:
+        return describe(self._operations, auth_required=self._auth_required)
+
+    @functools.cached_property
+    def _body(self) -> bytes:
+        return orjson.dumps(self.document)
 
     def register(self, app: web.Application) -> None:
         app.router.add_get("/openapi.json", self.show)
 
     async def show(self, request: web.Request) -> web.Response:
         headers = {"Cache-Control": "no-cache"}
-        return web.Response(body=self._body, content_type="application/json", headers=headers)
+        body = await asyncio.to_thread(lambda: self._body)
+        return web.Response(body=body, content_type="application/json", headers=headers)
 
 
 def describe(operations: Sequence[Operation], *, auth_required: bool) -> dict[str, Any]:
