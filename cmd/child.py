@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmd.wire import Sluice
+from cmd.wire.server import Sluice
 from internal.server.app import SCRAPE
 from internal.server.siblings import Siblings
 

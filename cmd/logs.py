@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 import orjson
-from aiohttp.http_exceptions import HttpProcessingError
 
 _OWN = ("sluice", "cmd", "internal")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -43,6 +42,9 @@ class _JsonFormatter(logging.Formatter):
 
 def _is_ours(record: logging.LogRecord) -> bool:
     """Not the tracebacks that aiohttp logs for requests that cannot be parsed: anyone could fill the log."""
+    # Whoever logs this has imported it; a command that serves nothing has not.
+    from aiohttp.http_exceptions import HttpProcessingError
+
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, (HttpProcessingError, ConnectionError))
 

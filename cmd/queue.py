@@ -20,8 +20,9 @@ from typing import TypeVar
 
 import uvloop
 
-from cmd import logs, wire
+from cmd import logs
 from cmd.terminal import answer, moment, pretty, printable, show, span
+from cmd.wire.queue_desk import Desk, build_desk
 from internal.biz.ids import new_id
 from internal.biz.models import Backlog, WorkerInfo
 from internal.conf.load import ConfigError, load
@@ -82,9 +83,9 @@ def _options() -> argparse.Namespace:
 Run = Callable[[Settings, argparse.Namespace], int]
 
 
-def _at_desk(settings: Settings, command: Callable[[wire.Desk], Awaitable[T]]) -> T:
+def _at_desk(settings: Settings, command: Callable[[Desk], Awaitable[T]]) -> T:
     async def run() -> T:
-        desk = wire.build_desk(settings)
+        desk = build_desk(settings)
         async with desk.connected():
             return await command(desk)
 
@@ -92,17 +93,15 @@ def _at_desk(settings: Settings, command: Callable[[wire.Desk], Awaitable[T]]) -
         return runner.run(run())
 
 
-def _status(as_json: bool) -> Callable[[wire.Desk], Awaitable[int]]:
+def _status(as_json: bool) -> Callable[[Desk], Awaitable[int]]:
     return status_json if as_json else status_text
 
 
-def _with_id(command: Callable[[wire.Desk, str], Awaitable[int]]) -> Run:
+def _with_id(command: Callable[[Desk, str], Awaitable[int]]) -> Run:
     return lambda settings, options: _at_desk(settings, lambda desk: command(desk, options.id))
 
 
-def _purging(
-    count: Callable[[wire.Desk], Awaitable[str]], purge: Callable[[wire.Desk], Awaitable[int]]
-) -> Run:
+def _purging(count: Callable[[Desk], Awaitable[str]], purge: Callable[[Desk], Awaitable[int]]) -> Run:
     def run(settings: Settings, options: argparse.Namespace) -> int:
         if not options.yes:
             if not sys.stdin.isatty():
@@ -129,7 +128,7 @@ def _agreed(what: str) -> bool:
 # ── what waits, what runs ────────────────────────────────────────────────────────────────────────
 
 
-async def _read_status(desk: wire.Desk) -> tuple[dict[str, Backlog], list[WorkerInfo]]:
+async def _read_status(desk: Desk) -> tuple[dict[str, Backlog], list[WorkerInfo]]:
     """Of the models of the configuration, and of others that still have something."""
     backlogs: dict[str, Backlog] = {}
     workers: list[WorkerInfo] = []
@@ -141,7 +140,7 @@ async def _read_status(desk: wire.Desk) -> tuple[dict[str, Backlog], list[Worker
     return backlogs, workers
 
 
-async def status_text(desk: wire.Desk) -> int:
+async def status_text(desk: Desk) -> int:
     backlogs, workers = await _read_status(desk)
     rows = []
     for model, backlog in backlogs.items():
@@ -169,7 +168,7 @@ def _silent_s(worker: WorkerInfo) -> float:
     return max(0.0, time.time() - worker.heartbeat_at)
 
 
-async def status_json(desk: wire.Desk) -> int:
+async def status_json(desk: Desk) -> int:
     backlogs, workers = await _read_status(desk)
     models = [
         {
@@ -188,14 +187,14 @@ async def status_json(desk: wire.Desk) -> int:
     return 0
 
 
-async def count_waiting(desk: wire.Desk) -> str:
+async def count_waiting(desk: Desk) -> str:
     """The question before `purge_waiting`; empty when nothing waits."""
     backlogs, _ = await _read_status(desk)
     waiting = {model: backlog.waiting for model, backlog in backlogs.items() if backlog.waiting}
     return f"End {_sum(waiting, 'waiting request')}?" if waiting else ""
 
 
-async def purge_waiting(desk: wire.Desk) -> int:
+async def purge_waiting(desk: Desk) -> int:
     await desk.storage.connect()  # how they end is stored
     ended = {}
     for model in await desk.models():
@@ -213,7 +212,7 @@ def _sum(counts: dict[str, int], noun: str) -> str:
 # ── dead letters ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def list_dead(desk: wire.Desk) -> int:
+async def list_dead(desk: Desk) -> int:
     letters = await desk.dead_letters.of(await desk.models())
     if not letters:
         print("there are no dead letters")
@@ -227,7 +226,7 @@ async def list_dead(desk: wire.Desk) -> int:
     return 0
 
 
-async def show_dead(desk: wire.Desk, response_id: str) -> int:
+async def show_dead(desk: Desk, response_id: str) -> int:
     letter = await desk.dead_letters.find(await desk.models(), response_id)
     payload = await desk.dead_letters.payload(letter)
     for name, value in (
@@ -246,7 +245,7 @@ async def show_dead(desk: wire.Desk, response_id: str) -> int:
     return 0
 
 
-async def requeue(desk: wire.Desk, response_id: str) -> int:
+async def requeue(desk: Desk, response_id: str) -> int:
     letter = await desk.dead_letters.find(await desk.models(), response_id)
     request = await desk.dead_letters.request(letter)
     await desk.storage.connect()
@@ -258,14 +257,14 @@ async def requeue(desk: wire.Desk, response_id: str) -> int:
     return 0
 
 
-async def count_dead(desk: wire.Desk) -> str:
+async def count_dead(desk: Desk) -> str:
     """The question before `purge_dead`; empty when there are none."""
     backlogs, _ = await _read_status(desk)
     dead = {model: backlog.dead for model, backlog in backlogs.items() if backlog.dead}
     return f"Delete {_sum(dead, 'dead letter')}?" if dead else ""
 
 
-async def purge_dead(desk: wire.Desk) -> int:
+async def purge_dead(desk: Desk) -> int:
     deleted = {}
     for model in await desk.models():
         deleted[model] = await desk.dead_letters.purge(model)

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from aiohttp import web
 
-from cmd import logs, supervisor, wire
+from cmd import logs, supervisor
 from cmd.child import Place, attached
 from cmd.process import exit_status, run, spare_collector, stop_signal
 from cmd.progress import LoadingProgress, say_ready
+from cmd.wire.server import build_server
 from internal.biz.close import CloseCode
 from internal.conf.load import ConfigError, effective, load
 from internal.conf.settings import Settings, parse_address
@@ -64,7 +65,7 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
     """Listen, load the models, serve until SIGTERM or SIGINT, then drain. `place`: as one of several."""
     listener = place.listener if place else _listen(settings)
     raise_descriptor_limit()
-    sluice = wire.build(settings)
+    sluice = build_server(settings)
     runner = web.AppRunner(
         sluice.application, access_log=None, handle_signals=False, keepalive_timeout=IDLE_HTTP_S
     )

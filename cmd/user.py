@@ -21,8 +21,9 @@ from typing import TypeVar
 
 import uvloop
 
-from cmd import logs, wire
+from cmd import logs
 from cmd.terminal import answer, moment, show
+from cmd.wire.user_desk import build_user_desk
 from internal.biz.errors import InvalidRequest
 from internal.biz.names import checked_email, checked_password, checked_username
 from internal.biz.user_admin import UserAdmin
@@ -74,7 +75,7 @@ def _options() -> argparse.Namespace:
 
 def _at_desk(settings: Settings, command: Callable[[UserAdmin], Awaitable[T]]) -> T:
     async def run() -> T:
-        desk = wire.build_user_desk(settings)
+        desk = build_user_desk(settings)
         async with desk.connected():
             return await command(desk.admin)
 

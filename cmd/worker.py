@@ -15,9 +15,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from cmd import logs, wire
+from cmd import logs
 from cmd.process import exit_status, run, spare_collector, stop_signal
 from cmd.progress import LoadingProgress
+from cmd.wire.worker import build_crew
 from internal.conf.load import ConfigError, load
 from internal.conf.settings import Model, Settings, parse_address
 from internal.server import probes
@@ -60,7 +61,7 @@ def _chosen(settings: Settings, names: Sequence[str] | None) -> list[Model]:
 
 async def work(settings: Settings, models: Sequence[Model]) -> None:
     """Load the models, take requests until SIGTERM or SIGINT, then finish or hand over what runs."""
-    crew = wire.build_crew(settings, models)
+    crew = build_crew(settings, models)
     names = [model.name for model in models]
     readiness = Readiness(names)
     async with contextlib.AsyncExitStack() as around:

@@ -1,28 +1,22 @@
 """The settings, in the words of those that they are for."""
 
-import os
 import time
 from pathlib import Path
 
 from sqlalchemy import make_url
 
-from cmd.wire.upstream import upstream_options
+from cmd.wire.engines import features
 from internal.biz.accounts import AccountRules
 from internal.biz.chat import ChatRules
 from internal.biz.files import FileRules, Quota
 from internal.biz.images import Images
 from internal.biz.limits import Limits
 from internal.biz.models import Feature
-from internal.biz.ports import Generator
 from internal.biz.session_manager import ManagerLimits
 from internal.conf import settings as conf
 from internal.data.file_folder import FileFolder
 from internal.data.memory_queue import QueueLimits
-from internal.data.redis.queue import RedisQueueOptions
 from internal.data.sql.retention import Keeping
-from internal.generator.echo import EchoGenerator
-from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
-from internal.generator.openai.engine import OpenAIGenerator, UpstreamMeter
 
 RECOVERY_INTERVAL_S = 10.0
 RECOVERY_PATIENCE_S = 5.0
@@ -31,19 +25,8 @@ RECOVERY_PATIENCE_S = 5.0
 
 def chat_rules(settings: conf.Settings) -> ChatRules:
     names = tuple(model.name for model in settings.models)
-    features = {model.name: _features(model) for model in settings.models}
-    return ChatRules(names, _titling(settings), features, owners_only=settings.auth.required)
-
-
-def _features(model: conf.Model) -> frozenset[Feature]:
-    match model:
-        case conf.EchoModel():
-            return EchoGenerator.FEATURES
-        case conf.LlamaCppModel():
-            return LlamaCppGenerator.FEATURES
-        case conf.OpenAIModel(options=upstream):
-            lacks = {*map(Feature, upstream.lacks), *([] if upstream.images else [Feature.IMAGES])}
-            return OpenAIGenerator.FEATURES - lacks
+    can = {model.name: features(model) for model in settings.models}
+    return ChatRules(names, _titling(settings), can, owners_only=settings.auth.required)
 
 
 def _titling(settings: conf.Settings) -> tuple[str, ...]:
@@ -84,7 +67,7 @@ def file_folder(settings: conf.Settings) -> FileFolder:
 
 def images(model: conf.Model, settings: conf.Settings) -> Images | None:
     """For a model whose engine looks at them."""
-    return Images(file_folder(settings)) if Feature.IMAGES in _features(model) else None
+    return Images(file_folder(settings)) if Feature.IMAGES in features(model) else None
 
 
 def limits(limits: conf.Limits) -> Limits:
@@ -107,16 +90,6 @@ def queue_limits(queue: conf.Queue) -> QueueLimits:
     )
 
 
-def redis_options(queue: conf.Queue) -> RedisQueueOptions:
-    return RedisQueueOptions(
-        retain_s=queue.retain,
-        max_pending=queue.max_pending,
-        max_age_s=queue.max_age,
-        max_attempts=queue.max_attempts,
-        lease_s=queue.lease,
-    )
-
-
 def manager_limits(session: conf.Session) -> ManagerLimits:
     return ManagerLimits(
         session.max_connections,
@@ -124,13 +97,3 @@ def manager_limits(session: conf.Session) -> ManagerLimits:
         cancel_on_disconnect=session.on_disconnect == "cancel",
         grace_s=session.grace,
     )
-
-
-def generator(model: conf.Model, meter: UpstreamMeter) -> Generator:
-    match model:
-        case conf.EchoModel(options=echo):
-            return EchoGenerator(echo.chunks, echo.interval, echo.slots)
-        case conf.LlamaCppModel(options=llama):
-            return LlamaCppGenerator(LlamaCppOptions(**dict(llama)))
-        case conf.OpenAIModel(name=name, options=upstream):
-            return OpenAIGenerator(name, upstream_options(name, upstream, os.environ), meter)

@@ -17,8 +17,8 @@ import redis.asyncio
 import yaml
 
 from cmd import queue as command
-from cmd import wire
 from cmd.terminal import moment, pretty, span
+from cmd.wire.queue_desk import build_desk
 from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest, NotFound
 from internal.biz.events import Event, ResponseFailed, TextDelta
@@ -60,7 +60,7 @@ class Site:
 
     def __init__(self, url: str, prefix: str, folder: Path) -> None:
         self.settings = settings_for(url, prefix, folder)
-        self.desk = wire.build_desk(self.settings)
+        self.desk = build_desk(self.settings)
         self.chat = self.desk.chat
         self.keys, self._meter = Keys(prefix), Instruments()
         self.link = RedisLink(url, self.keys.tick("test"), self._meter)

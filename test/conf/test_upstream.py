@@ -7,7 +7,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from cmd.wire import options as wire
+from cmd.wire import engines
+from cmd.wire.options import chat_rules
 from internal.biz.errors import InvalidRequest
 from internal.biz.models import Feature
 from internal.conf.load import ConfigError, effective, load
@@ -40,7 +41,7 @@ def model(settings: Settings) -> OpenAIModel:
 
 
 def engine_options(settings: Settings) -> EngineOptions:
-    engine = wire.generator(model(settings), Instruments())
+    engine = engines.generator(model(settings), Instruments())
     assert isinstance(engine, OpenAIGenerator)
     found = vars(engine)["_options"]
     assert isinstance(found, EngineOptions)
@@ -65,7 +66,7 @@ def test_nodes_may_differ(read: Read) -> None:
     options = engine_options(settings)
     assert [(node.api_key, node.slots) for node in options.nodes] == [(KEY, 32), ("other", 4)]
     assert (options.model, options.connect_timeout_s) == ("there", 1.0)
-    engine = wire.generator(model(settings), Instruments())
+    engine = engines.generator(model(settings), Instruments())
     assert engine.capabilities.slots == 36
 
 
@@ -85,13 +86,13 @@ def test_a_key_that_is_not_there_is_named_where_it_is_used(
         monkeypatch.setenv("A_KEY", value)
     settings = read(base_url="http://a", api_key="${A_KEY}")
     with pytest.raises(InvalidRequest, match=f"the model m: .*A_KEY.*{says}"):
-        wire.generator(model(settings), Instruments())
-    assert wire.chat_rules(settings).models == ("m",), "who does not ask it needs no key"
+        engines.generator(model(settings), Instruments())
+    assert chat_rules(settings).models == ("m",), "who does not ask it needs no key"
 
 
 def test_what_it_can_do_is_for_the_operator_to_say(read: Read) -> None:
     def features(**options: Any) -> frozenset[Feature]:
-        return wire.chat_rules(read(base_url="http://a", **options)).features["m"]
+        return chat_rules(read(base_url="http://a", **options)).features["m"]
 
     assert features() == frozenset(Feature) - {Feature.IMAGES}
     assert features(images=True) == frozenset(Feature)
@@ -106,9 +107,9 @@ def test_what_it_can_do_is_for_the_operator_to_say(read: Read) -> None:
 def test_the_file_that_comes_with_sluice_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
     settings = load(ROOT / "configs" / "upstream.yaml", {})
-    engines = [wire.generator(model, Instruments()) for model in settings.models]
-    assert all(isinstance(engine, OpenAIGenerator) for engine in engines)
-    assert [engine.capabilities.slots for engine in engines] == [4, 48, 16]
+    made = [engines.generator(model, Instruments()) for model in settings.models]
+    assert all(isinstance(engine, OpenAIGenerator) for engine in made)
+    assert [engine.capabilities.slots for engine in made] == [4, 48, 16]
     assert KEY not in effective(settings)
     assert "${DEEPSEEK_API_KEY}" in effective(settings)
 

@@ -5,16 +5,18 @@ import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from internal.data.sql.dialect import contains_folded
 from internal.data.sql.faults import hide_values
 from internal.data.sql.runner import AsyncRunner, Runner, ThreadRunner
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,10 @@ def _engine(url: URL, options: dict[str, Any], prepare: Callable[[Any, object], 
     return engine
 
 
-def _async_engine(url: URL, options: dict[str, Any]) -> AsyncEngine:
+def _async_engine(url: URL, options: dict[str, Any]) -> "AsyncEngine":
+    # Brings all of SQLAlchemy's ORM along, which SQLite does without.
+    from sqlalchemy.ext.asyncio import create_async_engine
+
     engine = create_async_engine(url, **options)
     event.listen(engine.sync_engine, "handle_error", hide_values)
     return engine

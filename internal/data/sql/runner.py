@@ -5,10 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -25,7 +27,7 @@ class Runner(Protocol):
 class AsyncRunner:
     """Implements Runner for a driver that is asynchronous itself."""
 
-    def __init__(self, engine: AsyncEngine, *, transactions: bool) -> None:
+    def __init__(self, engine: "AsyncEngine", *, transactions: bool) -> None:
         """`transactions`: all of `work` or nothing."""
         self._engine = engine
         self._open = engine.begin if transactions else engine.connect

@@ -5,7 +5,7 @@ import sys
 import threading
 
 from cmd import worker
-from cmd.wire import options
+from cmd.wire import engines
 from internal.biz.generation import Job
 from internal.conf.settings import EchoModel, Model
 from internal.generator.echo import EchoGenerator
@@ -28,5 +28,5 @@ def mortal(model: Model) -> MortalGenerator:
     return MortalGenerator(model.options.chunks, model.options.interval, model.options.slots)
 
 
-vars(options)["generator"] = mortal
+vars(engines)["generator"] = mortal
 sys.exit(worker.main())

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from cmd import server
-from cmd.wire import options
+from cmd.wire import engines
 from internal.biz.errors import GenerationFailed
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
@@ -38,6 +38,6 @@ def generator(model: conf.Model, *more: Any) -> Generator:
     return usual(model, *more)
 
 
-usual = options.generator
-vars(options)["generator"] = generator
+usual = engines.generator
+vars(engines)["generator"] = generator
 sys.exit(server.main())

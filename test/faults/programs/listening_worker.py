@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from cmd import worker
-from cmd.wire import options
+from cmd.wire import engines
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
 from internal.biz.ports import Capabilities, Progress, Sink
@@ -64,5 +64,5 @@ def listening(model: Model) -> ListeningGenerator:
     return ListeningGenerator()
 
 
-vars(options)["generator"] = listening
+vars(engines)["generator"] = listening
 sys.exit(worker.main())

@@ -1,0 +1,64 @@
+"""A worker process: it takes requests from a queue on Redis."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cmd.wire.redis_seat import RedisSeat
+from cmd.wire.settling import metered, settling
+from cmd.wire.storage import Storage
+from cmd.wire.workers import workers
+from internal.biz.worker import Worker
+from internal.conf import settings as conf
+from internal.data.redis.link import RedisLink
+from internal.data.redis.work_queue import RedisWorkQueue
+from internal.metrics.instruments import Instruments
+from internal.metrics.loop_lag import watch_loop_lag
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Everything that runs in a worker process."""
+
+    name: str
+    instruments: Instruments
+    link: RedisLink
+    storage: Storage
+    queue: RedisWorkQueue
+    workers: Sequence[Worker]
+
+    async def work(self, progress: Callable[[str, float], None]) -> None:
+        """Run the workers until cancelled. `progress` is told (model, 0 to 1)."""
+        await self.storage.connect()
+        await self.link.connect()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch_loop_lag(self.instruments.loop_lag))
+            tasks.create_task(self.storage.run())
+            tasks.create_task(self.link.run())
+            tasks.create_task(self.queue.run())
+            for worker in self.workers:
+                tasks.create_task(worker.run(functools.partial(progress, worker.model)))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, finish what runs, give the rest back."""
+        await asyncio.gather(*(worker.drain(timeout_s) for worker in self.workers))
+        await self.queue.finish()
+
+
+def build_crew(settings: conf.Settings, models: Sequence[conf.Model]) -> Crew:
+    """A worker process for `models`. Must be called on the event loop that will run it."""
+    instruments, storage = Instruments(), Storage(settings.storage)
+    seat = RedisSeat(settings, instruments)
+    settle = settling(storage.history, seat.limiter)
+    queue = RedisWorkQueue(
+        seat.name,
+        [model.name for model in models],
+        seat.link,
+        seat.keys,
+        seat.options,
+        metered(settle, instruments),
+        instruments,
+    )
+    crew = workers(models, settings, queue, storage.history, settle, instruments)
+    return Crew(seat.name, instruments, seat.link, storage, queue, crew)

@@ -1,0 +1,33 @@
+"""The workers of a process."""
+
+from collections.abc import Sequence
+
+from cmd.wire import engines, options
+from cmd.wire.settling import Settle
+from internal.biz.ports import History, WorkQueue
+from internal.biz.worker import Worker
+from internal.conf import settings as conf
+from internal.metrics.instruments import Instruments
+
+
+def workers(
+    models: Sequence[conf.Model],
+    settings: conf.Settings,
+    queue: WorkQueue,
+    history: History,
+    settle: Settle,
+    instruments: Instruments,
+) -> list[Worker]:
+    """One for each of the models."""
+    return [
+        Worker(
+            model.name,
+            engines.generator(model, instruments),
+            queue,
+            history,
+            settle,
+            instruments,
+            options.images(model, settings),
+        )
+        for model in models
+    ]
