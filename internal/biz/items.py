@@ -1,9 +1,9 @@
 """What was said, in pieces as the Responses API counts them: messages, reasoning, calls and their outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from internal.biz.models import ItemKind, Message, OutputItem, Request
+from internal.biz.models import ItemKind, Message, OutputItem, Request, Role
 
 OUTPUT = 1_000_000
 """The position of a response's first piece of output: behind all that was asked."""
@@ -46,6 +46,18 @@ def pieces(messages: Sequence[Message]) -> Sequence[Message]:
             found.append(replace(message, calls=()))
         found += [replace(message, content="", calls=(call,), attachments=()) for call in message.calls]
     return found
+
+
+def joined(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The opposite of `pieces`: what a model calls is part of what it said just before."""
+    found: list[Message] = []
+    for message in messages:
+        if message.calls and found and found[-1].role is Role.ASSISTANT:
+            said = found.pop()
+            calls = (*said.calls, *message.calls)
+            message = replace(said, content=said.content + message.content, calls=calls)
+        found.append(message)
+    return tuple(found)
 
 
 def asked(request: Request) -> Sequence[Item]:

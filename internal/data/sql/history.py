@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -17,7 +17,7 @@ from internal.biz.errors import (
     nothing_to_continue,
     unknown_conversation,
 )
-from internal.biz.items import OUTPUT, pieces
+from internal.biz.items import OUTPUT, joined, pieces
 from internal.biz.models import (
     Attachment,
     ItemKind,
@@ -112,8 +112,8 @@ class SqlHistory:
         if said:
             values = {"starts": list(said), "max_chars": max_chars or MAX_CHARS}
             for row in await self._database.read(statements.DIALOGUES, values):
-                _add(said[row.root], row)
-        return [tuple(said[start]) if start is not None else () for start in starts]
+                said[row.root].append(read_message(row))
+        return [joined(said[start]) if start is not None else () for start in starts]
 
     async def _starts(self, requests: Sequence[Request]) -> list[str | None]:
         """The response that each of these follows. Which one it is in a conversation was noted when the turn
@@ -205,16 +205,6 @@ def read_message(row: Row[Any]) -> Message:
     """A row of `messages`, whatever its kind."""
     details = _DETAILS.validate_json(row.details) if row.details else _Details()
     return Message(Role(row.role), row.content, details.calls, details.call_id, details.attachments)
-
-
-def _add(said: list[Message], row: Row[Any]) -> None:
-    """Add a message to a dialogue. What a model calls is part of what it said just before."""
-    message = read_message(row)
-    if message.role is Role.ASSISTANT and message.calls and said and said[-1].role is Role.ASSISTANT:
-        before = said.pop()
-        text, calls = before.content + message.content, (*before.calls, *message.calls)
-        message = replace(message, content=text, calls=calls, attachments=before.attachments)
-    said.append(message)
 
 
 def _thread(request: Request, *, wants_title: bool) -> Values:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator
 
 from internal.biz.ids import new_id
+from internal.biz.items import joined
 from internal.biz.models import ItemKind, Message, OutputItem, Role, Status, ToolCall
 from internal.service.api.base import Body
 from internal.service.codec.parts import MAX_PARTS
@@ -163,13 +164,4 @@ def _object(name: str, status: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 def turn(items: Iterable[Item]) -> tuple[Message, ...]:
     """The items as messages. Calls that stand behind one another, or behind what was said, are one."""
-    found: list[Message] = []
-    for item in items:
-        message = item.message
-        if message is None:
-            continue
-        if message.calls and found and found[-1].role is Role.ASSISTANT:
-            said = found.pop()
-            message = Message(Role.ASSISTANT, said.content, (*said.calls, *message.calls))
-        found.append(message)
-    return tuple(found)
+    return joined(item.message for item in items if item.message is not None)

@@ -23,6 +23,7 @@ from pydantic import (
 
 from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest, UnsupportedParameter
+from internal.biz.items import joined
 from internal.biz.models import (
     Message,
     OutputFormat,
@@ -144,21 +145,20 @@ def messages(items: str | Items) -> tuple[Message, ...]:
     """The items as messages. Calls that stand behind one another, or behind what was said, are one."""
     if isinstance(items, str):
         return (Message(Role.USER, items),) if items else ()
-    found: list[Message] = []
-    for item in items:
-        match item:
-            case _MessageItem(role=role, content=content):
-                files = attachments_of(content)
-                found.append(Message(_ROLES.get(role) or Role(role), text_of(content), attachments=files))
-            case _CallItem():
-                said = (
-                    found.pop() if found and found[-1].role is Role.ASSISTANT else Message(Role.ASSISTANT, "")
-                )
-                call = ToolCall(item.call_id, item.name, item.arguments)
-                found.append(Message(Role.ASSISTANT, said.content, (*said.calls, call)))
-            case _CallOutputItem():
-                found.append(Message(Role.TOOL, text_of(item.output), call_id=item.call_id))
-    return tuple(found)
+    found = (_message(item) for item in items if not isinstance(item, _ReasoningItem))
+    return joined(found)
+
+
+def _message(item: _MessageItem | _CallItem | _CallOutputItem) -> Message:
+    match item:
+        case _MessageItem(role=role, content=content):
+            files = attachments_of(content)
+            return Message(_ROLES.get(role) or Role(role), text_of(content), attachments=files)
+        case _CallItem():
+            call = ToolCall(item.call_id, item.name, item.arguments)
+            return Message(Role.ASSISTANT, "", (call,))
+        case _CallOutputItem():
+            return Message(Role.TOOL, text_of(item.output), call_id=item.call_id)
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────
