@@ -194,7 +194,7 @@ class Chat:
         owner = self.owner(caller)
         is_titled = any(request.model in self._rules.titling for request in requests)
         wants_title = settings.conversation_id is not None and is_titled
-        budget = await self._limiter.admit(caller, *(request.response_id for request in requests))
+        budget = await self._admit(caller, requests)
         is_known = False
         try:
             if any(message.attachments for message in ask.turn):
@@ -206,15 +206,30 @@ class Chat:
             is_known = True
             refused = await self._publish(requests)
         except SluiceError as error:
-            await self._fail(requests, error)
+            if isinstance(error, Unavailable):
+                await self._fail(requests, error)
+            else:  # nothing was stored that would have to end
+                await self._leave(requests)
             raise
-        except asyncio.CancelledError:
-            if not is_known:  # nobody else would give its place back
-                await self._limiter.settle([Response.of(request, Status.CANCELLED) for request in requests])
+        except BaseException as error:
+            # What was published and then cancelled, somebody else ends.
+            if not (is_known and isinstance(error, asyncio.CancelledError)):
+                await self._leave(requests)
             raise
         if wants_title and settings.store and self._titles is not None and len(refused) < len(requests):
             self._titles.expect()
         return Submitted(budget, refused)
+
+    async def _admit(self, caller: Caller, requests: Sequence[Request]) -> Budget | None:
+        try:
+            return await self._limiter.admit(caller, *(request.response_id for request in requests))
+        except asyncio.CancelledError:  # it may have been admitted
+            await self._leave(requests)
+            raise
+
+    async def _leave(self, requests: Sequence[Request]) -> None:
+        """Give back the places of what is not published; nobody else would."""
+        await self._limiter.settle([Response.of(request, Status.CANCELLED) for request in requests])
 
     async def _begin(
         self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool

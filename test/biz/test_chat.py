@@ -309,6 +309,42 @@ async def test_a_request_that_is_given_up_before_it_is_stored_gives_its_place_ba
     assert budgets.places == []
 
 
+@pytest.mark.parametrize("error", [NotFound("no such answer"), Conflict("not yet"), RuntimeError("a bug")])
+async def test_a_turn_that_is_refused_gives_its_place_back_and_has_no_end_to_store(
+    server: "Server", error: Exception
+) -> None:
+    budgets, ends = Budgets(), list[Response]()
+
+    class Refusing(MemoryHistory):
+        async def begin(self, *args: object, **options: object) -> None:
+            raise error
+
+    async def settle(responses: Sequence[Response]) -> None:
+        ends.extend(responses)
+        await budgets.settle(responses)
+
+    chat = Chat(server.queue, Refusing(), budgets, settle, ChatRules(("m",)))
+    with pytest.raises(type(error)):
+        await chat.submit(ADA, Ask(HELLO), "resp_1")
+    assert (budgets.places, ends) == ([], [])
+
+
+async def test_who_leaves_while_a_budget_is_looked_up_gives_the_place_back(server: "Server") -> None:
+    class Slow(Budgets):
+        async def admit(self, caller: Caller, *response_ids: str) -> None:
+            await super().admit(caller, *response_ids)
+            await asyncio.Event().wait()
+
+    budgets = Slow()
+    asking = asyncio.create_task(limited(server, budgets).submit(ADA, Ask(HELLO), "resp_1"))
+    await asyncio.sleep(0)
+    assert budgets.places == ["resp_1"]
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    assert budgets.places == []
+
+
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
