@@ -277,14 +277,27 @@ class MemoryHistory:
             if turn.previous_id == response_id:
                 turn.previous_id = deleted.previous_id
         thread = self._threads.get(deleted.request.settings.conversation_id or "")
-        if thread is not None and thread.head_id == response_id:
-            thread.head_id = deleted.previous_id
+        if thread is not None:
+            if deleted.attempt is not None:
+                thread.size -= deleted.size_bytes - _TURN_BYTES + TURN_SIZE
+            if thread.head_id == response_id:
+                thread.head_id = self._next_best(deleted) or deleted.previous_id
         if (seat := deleted.request.batch) is not None and (batch := self._batches.get(seat.batch_id)):
             batch.ids = [one for one in batch.ids if one != response_id]
             if batch.chosen_id == response_id:
                 batch.chosen_id = None
             if not batch.ids:
                 del self._batches[seat.batch_id]
+
+    def _next_best(self, deleted: _Turn) -> str | None:
+        """The answer of the same batch from which its conversation goes on instead."""
+        seat = deleted.request.batch
+        batch = self._batches.get(seat.batch_id) if seat is not None else None
+        for one in batch.ids if batch is not None else ():
+            turn = self._turns.get(one)
+            if turn is not None and turn.task.status not in (Status.IN_PROGRESS, Status.FAILED):
+                return one
+        return None
 
     def _grow(self, size_bytes: int) -> None:
         self._size_bytes += size_bytes

@@ -284,6 +284,24 @@ async def test_answers_can_be_deleted_one_by_one(storage: Storage, conversation:
     assert await storage.batches.batch(batch_of(requests)) is None
 
 
+async def test_where_an_answer_is_deleted_the_next_one_goes_on_and_can_be_chosen_from(
+    storage: Storage, conversation: str
+) -> None:
+    (first,) = await storage.ask("q0", conversation=conversation, models=["one"], begins=True)
+    await storage.end(first, "a0")
+    requests = await storage.ask("q1", conversation=conversation, models=("one", "two", "three", "four"))
+    await storage.end(requests[1], status=Status.FAILED)
+    for place in (0, 2, 3):
+        await storage.end(requests[place])
+    await storage.responses.delete(requests[0].response_id, ADA)
+    assert await storage.said(conversation) == ["q0", "a0", "q1", "three on q1"]
+    assert await storage.choose(requests, 3)
+    assert await storage.said(conversation) == ["q0", "a0", "q1", "four on q1"]
+    for place in (3, 2):
+        await storage.responses.delete(requests[place].response_id, ADA)
+    assert await storage.said(conversation) == ["q0", "a0"]
+
+
 async def test_a_later_attempt_does_not_undo_a_choice(storage: Storage, conversation: str) -> None:
     requests = await storage.ask(conversation=conversation, begins=True)
     for request in requests:

@@ -1,11 +1,14 @@
 """What stored responses promise, one at a time, in memory and in databases."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select
 
+from internal.biz.conversations import TURN_SIZE
 from internal.biz.errors import NotFound
 from internal.biz.ids import new_id
 from internal.biz.items import Place
@@ -32,6 +35,7 @@ from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
 from internal.data.sql.responses import SqlResponses
+from internal.data.sql.tables import conversations
 
 if TYPE_CHECKING:
     from test.conftest import OpenDatabase, RequestFactory
@@ -206,6 +210,23 @@ async def test_a_conversation_goes_on_without_what_was_deleted(
     await shelf.history.begin(following, None, begins=False, wants_title=False)
     (before,) = await shelf.history.before([following], 0)
     assert [message.content for message in before] == (["q1", "a1"] if which == "first" else ["q0", "a0"])
+
+
+async def test_two_that_delete_at_once_delete_once_and_leave_no_gap(
+    shelf: Shelf, make_request: "RequestFactory"
+) -> None:
+    conversation, ids = new_id("conv"), list[str]()
+    for number in range(5):
+        request = asking(make_request, f"q{number}", conversation_id=conversation)
+        await shelf.history.begin(request, None, begins=number == 0, wants_title=False)
+        ids.append((await shelf.end(request, said(f"a{number}"))).id)
+    twice = (shelf.responses.delete(one, ADA) for one in (ids[1], ids[2], ids[1], ids[2]))
+    for error in await asyncio.gather(*twice, return_exceptions=True):
+        assert error is None or isinstance(error, NotFound)
+    assert await shelf.dialogue(ids[4]) == ["q0", "a0", "q3", "a3", "q4", "a4"]
+    if shelf.database is not None:
+        (row,) = await shelf.database.read(select(conversations.c.size))
+        assert row.size == 3 * (TURN_SIZE + 4)
 
 
 async def test_one_that_runs_can_be_deleted_and_its_end_harms_nothing(

@@ -15,13 +15,13 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from internal.biz.dialogue import unknown_item
 from internal.biz.errors import conversation_locked, unknown_conversation
 from internal.biz.items import OUTPUT, Item, Place
 from internal.biz.models import Status
-from internal.data.sql.database import Database, Write
+from internal.data.sql.database import Database, Values
 from internal.data.sql.responses import ITEM, read_item
 from internal.data.sql.tables import conversations, messages, responses
 
@@ -56,23 +56,20 @@ _BATCH = select(_r.id, _r.ended_at).where(_r.batch_id == bindparam("batch_id"))
 
 _response_id: BindParameter[Any] = bindparam("b_response_id")
 _position: BindParameter[Any] = bindparam("b_position")
-_STANDS_THERE = exists().where(_m.response_id == _response_id, _m.position == _position)
-_SHRINK_RESPONSE = Write(
-    20,
+_DELETE = delete(messages).where(_m.response_id == _response_id, _m.position == _position)
+_SHRINK_RESPONSE = (
     update(responses)
-    .where(_r.id == _response_id, _STANDS_THERE)
+    .where(_r.id == _response_id)
     .values(
         input_chars=_r.input_chars - bindparam("b_input_chars"),
         output_chars=_r.output_chars - bindparam("b_output_chars"),
-    ),
+    )
 )
-_SHRINK_CONVERSATION = Write(
-    21,
+_SHRINK_CONVERSATION = (
     update(conversations)
-    .where(_c.id == bindparam("b_conversation_id"), _STANDS_THERE)
-    .values(size=_c.size - bindparam("b_input_chars") - bindparam("b_output_chars")),
+    .where(_c.id == bindparam("b_conversation_id"))
+    .values(size=_c.size - bindparam("b_input_chars") - bindparam("b_output_chars"))
 )
-_DELETE = Write(22, delete(messages).where(_m.response_id == _response_id, _m.position == _position))
 
 
 class SqlItems:
@@ -119,11 +116,16 @@ class SqlItems:
                 "b_input_chars": 0 if is_output else chars,
                 "b_output_chars": chars if is_output else 0,
             }
-            for response_id in {place.response_id, *(one.id for one in turn)}
+            for response_id in sorted({place.response_id, *(one.id for one in turn)})
         ]
-        await self._database.write(
-            (_SHRINK_RESPONSE, values), (_SHRINK_CONVERSATION, values), (_DELETE, values)
-        )
+        await self._database.transact(lambda connection: _delete(connection, values))
+
+
+def _delete(connection: Connection, pieces: Sequence[Values]) -> None:
+    for piece in pieces:
+        if connection.execute(_DELETE, piece).rowcount:  # else somebody has deleted it meanwhile
+            connection.execute(_SHRINK_RESPONSE, piece)
+            connection.execute(_SHRINK_CONVERSATION, piece)
 
 
 def _ordered(statement: Select[Any], after: Place | None, *, newest_first: bool) -> Select[Any]:

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, delete, select, update
-from sqlalchemy.engine import Row
+from sqlalchemy import BindParameter, bindparam, delete, or_, select, update
+from sqlalchemy.engine import Connection, Row
 
 from internal.biz.conversations import TURN_SIZE
 from internal.biz.dialogue import NOBODY
 from internal.biz.errors import unknown_response
 from internal.biz.items import Item, Place
 from internal.biz.models import Failure, ItemKind, OutputItem, Response, Status, Usage
-from internal.data.sql.database import Database, Write
+from internal.data.sql.database import Database
 from internal.data.sql.history import read_message, read_settings
 from internal.data.sql.tables import batches, conversations, messages, responses
 
@@ -35,18 +35,33 @@ _OUTPUT = _ITEMS.where(_m.kind != "input")
 
 _id: BindParameter[Any] = bindparam("b_id")
 _previous_id: BindParameter[Any] = bindparam("b_previous_id")
-_RELINK = Write(20, update(responses).where(_r.previous_id == _id).values(previous_id=_previous_id))
-_SHRINK = Write(
-    21,
+# Of two who delete the same, or one response and the next, the second sees what the first has done.
+_LOCK = update(responses).where(or_(_r.id == _id, _r.previous_id == _id)).values(status=_r.status)
+_LOCKED = select(
+    _r.conversation_id, _r.previous_id, _r.batch_id, _r.ended_at, _r.input_chars, _r.output_chars
+).where(_r.id == _id)
+_RELINK = update(responses).where(_r.previous_id == _id).values(previous_id=_previous_id)
+_SHRINK = (
     update(conversations)
     .where(conversations.c.id == bindparam("b_conversation_id"))
-    .values(size=conversations.c.size - bindparam("b_size")),
+    .values(size=conversations.c.size - bindparam("b_size"))
 )
-_STEP_BACK = Write(
-    22, update(conversations).where(conversations.c.head_id == _id).values(head_id=_previous_id)
+_NEXT_BEST = (
+    select(_r.id)
+    .where(
+        _r.batch_id == bindparam("b_batch_id"),
+        _r.id != _id,
+        _r.ended_at.is_not(None),
+        _r.status != Status.FAILED.value,
+    )
+    .order_by(_r.batch_position)
+    .limit(1)
 )
-_UNCHOOSE = Write(23, update(batches).where(batches.c.chosen_id == _id).values(chosen_id=None))
-_DELETE = Write(24, delete(responses).where(_r.id == _id))  # its messages go with it
+_STEP_BACK = (
+    update(conversations).where(conversations.c.head_id == _id).values(head_id=bindparam("b_head_id"))
+)
+_UNCHOOSE = update(batches).where(batches.c.chosen_id == _id).values(chosen_id=None)
+_DELETE = delete(responses).where(_r.id == _id)  # its messages go with it
 
 
 class SqlResponses:
@@ -75,17 +90,25 @@ class SqlResponses:
         return [read_item(row) for row in await self._database.read(_INPUT, {"id": response_id})]
 
     async def delete(self, response_id: str, owner: str | None) -> None:
-        row = await self._row(response_id, owner)
-        values = {"b_id": response_id, "b_previous_id": row.previous_id}
+        await self._row(response_id, owner)
+        await self._database.transact(lambda connection: _delete(connection, response_id))
+
+
+def _delete(connection: Connection, response_id: str) -> None:
+    me = {"b_id": response_id}
+    connection.execute(_LOCK, me)
+    row = connection.execute(_LOCKED, me).first()
+    if row is None:
+        return
+    connection.execute(_RELINK, {**me, "b_previous_id": row.previous_id})
+    if row.conversation_id is not None:
         size = row.input_chars + row.output_chars + TURN_SIZE if row.ended_at is not None else 0
-        said = {"b_conversation_id": row.conversation_id, "b_size": size}
-        await self._database.write(
-            (_RELINK, (values,)),
-            (_SHRINK, (said,)),
-            (_STEP_BACK, (values,)),
-            (_UNCHOOSE, (values,)),
-            (_DELETE, (values,)),
-        )
+        connection.execute(_SHRINK, {"b_conversation_id": row.conversation_id, "b_size": size})
+        # It goes on from the next answer of the batch, where there is one.
+        next_best = connection.execute(_NEXT_BEST, {**me, "b_batch_id": row.batch_id}).scalar()
+        connection.execute(_STEP_BACK, {**me, "b_head_id": next_best or row.previous_id})
+    connection.execute(_UNCHOOSE, me)
+    connection.execute(_DELETE, me)
 
 
 def _response(row: Row[Any], output: tuple[OutputItem, ...]) -> Response:
