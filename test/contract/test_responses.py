@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from internal.biz.conversations import TURN_SIZE
 from internal.biz.errors import NotFound
@@ -35,7 +35,7 @@ from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
 from internal.data.sql.responses import SqlResponses
-from internal.data.sql.tables import conversations
+from internal.data.sql.tables import conversations, responses
 
 if TYPE_CHECKING:
     from test.conftest import OpenDatabase, RequestFactory
@@ -115,6 +115,18 @@ async def test_one_that_runs_has_no_output_yet(shelf: Shelf, make_request: "Requ
     await shelf.history.begin(request, None, begins=False, wants_title=False)
     found = await shelf.responses.get(request.response_id, None)
     assert found == Response.of(request, Status.IN_PROGRESS)
+
+
+async def test_one_of_an_older_version_is_read_as_it_was_meant(
+    shelf: Shelf, make_request: "RequestFactory"
+) -> None:
+    if shelf.database is None:
+        return
+    response = await shelf.turn(asking(make_request), said("hello"))
+    old = '{"max_output_tokens": 5, "temperature": null, "top_p": 0.5, "truncation": "disabled"}'
+    await shelf.database.change(update(responses).values(settings=old))
+    read = await shelf.responses.get(response.id, ADA)
+    assert read.settings == Settings(max_output_tokens=5, sampling=Sampling(top_p=0.5))
 
 
 async def test_one_that_was_cut_off_says_so(shelf: Shelf, make_request: "RequestFactory") -> None:

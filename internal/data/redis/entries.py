@@ -50,6 +50,7 @@ from internal.biz.models import (
     ToolCall,
     Usage,
 )
+from internal.data import older
 
 END = b'["end"'
 """How the entry begins that ends a log."""
@@ -72,7 +73,7 @@ def dump_request(request: Request) -> bytes:
 def load_request(data: bytes) -> Request:
     """Raises InvalidRequest when this is no request, or one of another version of Sluice."""
     try:
-        return _REQUEST.validate_json(data)
+        return _REQUEST.validate_json(older.request(data))
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise InvalidRequest(

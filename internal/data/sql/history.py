@@ -30,6 +30,7 @@ from internal.biz.models import (
     ToolCall,
     Usage,
 )
+from internal.data import older
 from internal.data.sql import statements
 from internal.data.sql.database import Database, Part, Values
 
@@ -185,7 +186,7 @@ _DETAILS = TypeAdapter(_Details)
 def read_settings(row: Row[Any]) -> Settings:
     """What was stored, perhaps by another version of this program."""
     try:
-        return _SETTINGS.validate_json(row.settings)
+        return _SETTINGS.validate_json(older.settings(row.settings.encode()))
     except ValidationError:
         return Settings(conversation_id=row.conversation_id, previous_response_id=row.previous_id)
 

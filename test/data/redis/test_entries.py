@@ -91,6 +91,15 @@ def test_a_request_is_read_as_it_was_written(request: Request) -> None:
     assert load_request(dump_request(request)) == request
 
 
+def test_a_request_that_an_older_version_wrote_is_read_as_it_was_meant() -> None:
+    request = Request("resp_1", "m", "ada", 1.0, (Message(Role.USER, "hi"),), Settings(max_output_tokens=5))
+    written = orjson.loads(dump_request(request))
+    del written["settings"]["sampling"]
+    written["settings"] |= {"temperature": 0.2, "top_p": None}
+    read = load_request(orjson.dumps(written))
+    assert read.settings == Settings(max_output_tokens=5, sampling=Sampling(temperature=0.2))
+
+
 @given(requests)
 def test_followers_need_no_messages(request: Request) -> None:
     head = load_request(dump_request(head_of(request)))
