@@ -180,7 +180,7 @@ class MemoryHistory:
             turn = self._turns.get(response.id)
             if turn is None or (turn.attempt is not None and turn.attempt >= response.attempt):
                 continue
-            turn.attempt, turn.ended_at = response.attempt, time.time()
+            is_first, turn.attempt, turn.ended_at = turn.attempt is None, response.attempt, time.time()
             # Nothing is kept of an answer that failed.
             kept = replace(response, output=()) if response.status is Status.FAILED else response
             grown = _chars(kept) - _chars(turn.response)
@@ -188,7 +188,7 @@ class MemoryHistory:
             turn.size_bytes += grown
             thread = self._threads.get(response.settings.conversation_id or "")
             if thread is not None:
-                thread.size += turn.size_bytes - _TURN_BYTES + TURN_SIZE
+                thread.size += turn.size_bytes - _TURN_BYTES + TURN_SIZE if is_first else grown
                 # One that comes late, after others have gone on without it, is not what they continue.
                 if response.status is not Status.FAILED and (
                     thread.head_id in (turn.previous_id, response.id) or self._is_before(turn, thread.head_id)

@@ -241,6 +241,19 @@ async def test_two_that_delete_at_once_delete_once_and_leave_no_gap(
         assert row.size == 3 * (TURN_SIZE + 4)
 
 
+async def test_what_ends_more_than_once_takes_its_room_once(
+    shelf: Shelf, make_request: "RequestFactory"
+) -> None:
+    request = asking(make_request, "1234", conversation_id=new_id("conv"))
+    await shelf.history.begin(request, None, begins=True, wants_title=False)
+    for attempt, text in ((1, "a" * 20), (1, "a" * 20), (2, "b" * 30), (1, "late"), (3, "c" * 10)):
+        ended = Response.of(request, Status.COMPLETED, output=(said(text),), attempt=attempt)
+        await shelf.history.finish([ended])
+    if shelf.database is not None:
+        (row,) = await shelf.database.read(select(conversations.c.size))
+        assert row.size == TURN_SIZE + 4 + 10
+
+
 async def test_one_that_runs_can_be_deleted_and_its_end_harms_nothing(
     shelf: Shelf, make_request: "RequestFactory"
 ) -> None:

@@ -147,9 +147,11 @@ class SqlHistory:
     async def _finish(self, stored: Sequence[Response]) -> None:
         now = time.time()
         ends = [_end(response, now) for response in stored]
+        again = [_fence(response) for response in stored if response.attempt > 1]
         await self._database.write(
+            (statements.SHRINK_CONVERSATION, again),
             (statements.END_RESPONSE, ends),
-            (statements.FORGET_OUTPUT, [_fence(response) for response in stored if response.attempt > 1]),
+            (statements.FORGET_OUTPUT, again),
             (statements.INSERT_OUTPUT, [row for response in stored for row in _output(response, now)]),
             (
                 statements.GROW_CONVERSATION,

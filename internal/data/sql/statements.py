@@ -178,6 +178,18 @@ INSERT_INPUT = Write(
 
 # The fence: of all attempts at a response the latest counts, and what an earlier one says is not stored.
 _COUNTS = and_(responses.c.id == _id("id"), responses.c.attempt == _number("attempt"))
+_ENDED_EARLIER = and_(responses.c.id == _id("id"), responses.c.attempt < _number("attempt"))
+SHRINK_CONVERSATION = Write(
+    3,
+    update(conversations)
+    .where(conversations.c.id == select(responses.c.conversation_id).where(_ENDED_EARLIER).scalar_subquery())
+    .values(
+        size=conversations.c.size
+        - select(responses.c.input_chars + responses.c.output_chars + TURN_SIZE)
+        .where(_ENDED_EARLIER)
+        .scalar_subquery()
+    ),
+)
 END_RESPONSE = Write(
     4,
     update(responses)
@@ -241,7 +253,13 @@ _IS_BEFORE_HEAD = (
 GROW_CONVERSATION = Write(
     7,
     update(conversations)
-    .where(conversations.c.id == select(responses.c.conversation_id).where(_COUNTS).scalar_subquery())
+    .where(
+        conversations.c.id
+        == select(responses.c.conversation_id)
+        # It has ended in this transaction, not in one of before whose answer was lost.
+        .where(_COUNTS, responses.c.ended_at == _time("now"))
+        .scalar_subquery()
+    )
     .values(
         size=conversations.c.size + _SIZE,
         # An answer that comes late, after others have gone on without it, is not what they continue.
