@@ -1,12 +1,15 @@
 """Images that messages refer to, fetched for the engine that is about to look at them."""
 
 import asyncio
+import logging
 from dataclasses import replace
 from typing import Protocol
 
 from internal.biz.attachments import data_url
 from internal.biz.errors import SluiceError
 from internal.biz.models import Attachment, Message
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 32 << 20
 """Of all images of one dialogue; the newest come first."""
@@ -47,7 +50,10 @@ class Images:
             return replace(attachment, text=GONE)
         try:
             data = await self._folder.read(attachment.file_id)
+            url = await asyncio.to_thread(data_url, attachment.media_type, data)
         except SluiceError:
             return replace(attachment, text=GONE)
-        url = await asyncio.to_thread(data_url, attachment.media_type, data)
+        except Exception:  # it must not end the worker, nor the next one that gets this request
+            log.exception("an image cannot be read", extra={"file": attachment.file_id})
+            return replace(attachment, text=GONE)
         return replace(attachment, url=url)

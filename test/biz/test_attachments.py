@@ -255,13 +255,16 @@ async def test_of_too_many_images_the_newest_are_looked_at(
     assert [it.attachments[0].text for it in loaded] == [GONE, GONE, None, None]
 
 
-async def test_an_image_that_is_gone_is_said_to_be(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [Unavailable("the disk is away"), MemoryError()])
+async def test_an_image_that_is_gone_is_said_to_be(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     gone = Attachment("a.png", "image/png", "file_1")
     (message,) = await Images(shelf).loaded(asks(gone))
     assert message.attachments[0].text == GONE
 
     async def fail(*args: object) -> bytes:
-        raise Unavailable("the disk is away")
+        raise error
 
     monkeypatch.setattr(shelf, "read", fail)
     (message,) = await Images(shelf).loaded(asks(gone))
