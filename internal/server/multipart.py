@@ -18,6 +18,7 @@ from aiohttp import (
     MultipartReader,
     web,
 )
+from aiohttp.helpers import parse_mimetype
 from aiohttp.http_exceptions import BadHttpMessage
 
 from internal.biz.errors import InvalidRequest
@@ -74,6 +75,7 @@ async def fields(request: web.Request, max_fields: int = MAX_FIELDS) -> AsyncIte
         reader = await request.multipart()
     except (ValueError, AssertionError):
         raise _malformed() from None
+    await _well_formed(_begin(request))
     count = 0
     while (part := await _well_formed(reader.next())) is not None:
         count += 1
@@ -84,12 +86,26 @@ async def fields(request: web.Request, max_fields: int = MAX_FIELDS) -> AsyncIte
         yield _field(part)
 
 
+async def _begin(request: web.Request) -> None:
+    """Raises ValueError where a form does not begin with its first field: aiohttp would look for that line by
+    line, on the event loop, in all that a client sends."""
+    boundary = b"--" + parse_mimetype(request.headers["Content-Type"]).parameters["boundary"].encode()
+    line = await request.content.readline()
+    if line == b"\r\n":  # some clients begin with that
+        line = await request.content.readline()
+    if line.rstrip() not in (boundary, boundary + b"--"):
+        raise ValueError
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # aiohttp does the same
+        request.content.unread_data(line)
+
+
 async def _well_formed(reading: Awaitable[T]) -> T:
     try:
         return await reading
     except (web.RequestPayloadError, ConnectionError) as error:
         raise InvalidRequest("the body ended before it was complete", code="incomplete_body") from error
-    except (ValueError, AssertionError, BadHttpMessage) as error:
+    except (ValueError, AssertionError, RuntimeError, BadHttpMessage) as error:
         raise _malformed() from error
 
 

@@ -301,6 +301,7 @@ async def test_one_that_does_not_say_its_size_is_stopped_on_its_way(site: Site, 
         ([b"Content-Type: text/plain\r\n\r\nx"], 400, "invalid_form"),
         ([b"Content-Type: multipart/mixed; boundary=abc\r\n\r\n--abc--"], 400, "invalid_form"),
         ([b"no header\r\n\r\nx"], 400, None),
+        ([b'Content-Disposition: form-data; name="_charset_"\r\n\r\n' + b"x" * 40], 400, "invalid_form"),
         (
             [b'Content-Disposition: form-data; name="a%d"\r\n\r\n' % n for n in range(40)],
             413,
@@ -330,6 +331,15 @@ async def test_a_form_that_is_none(
 async def test_a_body_that_is_no_form(site: Site, ada: str, content_type: str, status: int) -> None:
     reply = await site.post(ada, b"--xyz\r\n\r\n--xyz--", **{"Content-Type": content_type})
     assert reply.status == status
+
+
+@pytest.mark.parametrize(
+    ("before", "status"), [(b"", 200), (b"\r\n", 200), (b"hello\r\n", 400), (b"\n" * 9, 400)]
+)
+async def test_a_form_begins_with_its_first_field(site: Site, ada: str, before: bytes, status: int) -> None:
+    part = b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nx\r\n--xyz--\r\n'
+    reply = await site.post(ada, before + part, **FORM)
+    assert reply.status == status, await reply.text()
 
 
 async def test_a_user_has_at_most_so_many(site: Site, ada: str) -> None:
