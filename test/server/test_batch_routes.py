@@ -236,6 +236,8 @@ async def test_a_file_that_cannot_be_given_to_all_models_is_refused(
         ({"conversation_id": "conv_none"}, 404, "conversation_id"),
         ({"conversation_id": "a b"}, 400, "conversation_id"),
         ({"sudo": "1"}, 400, "sudo"),
+        ({"files": "no id"}, 400, "files"),
+        ({"files": "x" * 65}, 400, "files"),
     ],
 )
 async def test_what_is_wrong_with_a_form_is_told(

@@ -1,9 +1,12 @@
 """POST /v1/chat/completions as a form: a prompt and files for several models, which answer as a batch."""
 
+import re
+
 from internal.biz.attachments import data_url
 from internal.biz.batches import Batches
 from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest
+from internal.biz.ids import ID_PATTERN
 from internal.biz.models import Attachment, Message, Role, Settings, Truncation
 from internal.server.multipart import Field, fields
 from internal.server.rest import Access, AnyRoute, Call, Route, WithHeaders, checked
@@ -88,5 +91,8 @@ def _text(field: Field, data: bytes) -> str:
 def _attachment(field: Field, data: bytes) -> Attachment:
     """A file, or the id of one that was uploaded before."""
     if field.file_name is None:
-        return Attachment("", "", _text(field, data))
+        file_id = _text(field, data)
+        if not re.fullmatch(ID_PATTERN, file_id):
+            raise InvalidRequest(f"{FILES}: this is no id of a file", code="invalid_value", param=FILES)
+        return Attachment("", "", file_id)
     return Attachment(field.file_name, "", url=data_url("application/octet-stream", data))
