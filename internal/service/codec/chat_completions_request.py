@@ -195,7 +195,7 @@ class ChatCompletionCreate(SamplingParameters):
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
     audio: None = None
     functions: None = None
     function_call: None = None
