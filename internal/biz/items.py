@@ -49,15 +49,27 @@ def pieces(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def joined(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """The opposite of `pieces`: what a model calls is part of what it said just before."""
+    """The opposite of `pieces`: what a model calls is part of what it said just before. Takes time in
+    proportion to them, however many calls one message has."""
     found: list[Message] = []
+    more: list[Message] = []
     for message in messages:
         if message.calls and found and found[-1].role is Role.ASSISTANT:
-            said = found.pop()
-            calls = (*said.calls, *message.calls)
-            message = replace(said, content=said.content + message.content, calls=calls)
+            more.append(message)
+            continue
+        _add(found, more)
         found.append(message)
+    _add(found, more)
     return tuple(found)
+
+
+def _add(found: list[Message], more: list[Message]) -> None:
+    """Make what came behind the last message part of it."""
+    if more:
+        said = (found[-1], *more)
+        calls = tuple(call for message in said for call in message.calls)
+        found[-1] = replace(said[0], content="".join(message.content for message in said), calls=calls)
+        more.clear()
 
 
 def asked(request: Request) -> Sequence[Item]:

@@ -35,6 +35,7 @@ from internal.biz.models import (
 from internal.service.codec import realtime_dialogue
 from internal.service.codec.realtime import RealtimeCodec
 from internal.service.codec.realtime_dialogue import MAX_CHARS
+from internal.service.codec.realtime_items import PART_CHARS
 
 JSON = dict[str, Any]
 EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
@@ -429,6 +430,23 @@ def test_a_conversation_is_bounded_in_items_and_characters(
     for _ in range(3):
         talk.say("x")
     assert talk.refused("conversation.item.create", item=user("")).code == "conversation_full"
+
+
+def test_what_one_response_refers_to_is_bounded(talk: Talk) -> None:
+    long = {"type": "item_reference", "id": talk.say("x" * (MAX_CHARS // 3))}
+    assert len(talk.ask(conversation="none", input=[long] * 3).ask.turn) == 3
+    error = talk.refused("response.create", response={"conversation": "none", "input": [long] * 4})
+    assert error.param == "response.input"
+
+
+def test_parts_take_room_even_when_they_are_empty(talk: Talk) -> None:
+    item = {**user(""), "content": user("")["content"] * 256}
+    names = list[str]()
+    while len(names) * 255 * PART_CHARS <= MAX_CHARS - 255 * PART_CHARS:
+        names.append(talk.add(item))
+    assert talk.refused("conversation.item.create", item=item).code == "conversation_full"
+    talk.told("conversation.item.delete", item_id=names[0])
+    talk.add(item)
 
 
 def test_a_conversation_that_its_answers_have_filled_takes_no_other(talk: Talk) -> None:

@@ -19,7 +19,7 @@ from internal.biz.ids import new_id
 from internal.biz.log import Cursor
 from internal.biz.models import Message
 from internal.service.codec.realtime_answer import Answer
-from internal.service.codec.realtime_dialogue import Dialogue
+from internal.service.codec.realtime_dialogue import MAX_CHARS, Dialogue
 from internal.service.codec.realtime_events import (
     ItemCreate,
     ItemDelete,
@@ -146,12 +146,20 @@ class RealtimeCodec:
         return Create(ask, response_id, response_id=response_id)
 
     def _asked(self, items: Sequence[InputItem]) -> tuple[Message, ...]:
-        return turn(
+        asked = turn(
             self._dialogue.find(item.id, "invalid_value", "response.input")
             if isinstance(item, ItemReference)
             else item.item(item.id or "")
             for item in items
         )
+        # A few bytes may refer to a long item, and many times.
+        if sum(message.chars for message in asked) > MAX_CHARS:
+            raise InvalidRequest(
+                f"response.input: with what it refers to it has more than {MAX_CHARS} characters",
+                code="invalid_value",
+                param="response.input",
+            )
+        return asked
 
     # ── what the client is told ──────────────────────────────────────────────────────────────────
 

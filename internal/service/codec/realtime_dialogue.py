@@ -60,8 +60,7 @@ class Dialogue:
     def create(self, item: Item, behind: str | None) -> str | None:
         """Add an item of the client's behind the one of this id (ROOT: before all, None: at the end). Returns
         the id of the one that it stands behind now. Raises InvalidRequest and NotFound."""
-        assert item.message is not None
-        if len(self._items) >= MAX_ITEMS or self._chars + item.message.chars > MAX_CHARS:
+        if len(self._items) >= MAX_ITEMS or self._chars + item.chars > MAX_CHARS:
             raise _full()
         if self.holds(item.id):
             message = f"there is an item {item.id!r} in this conversation already"
@@ -71,7 +70,7 @@ class Dialogue:
             self._require_own("previous_item_id")
             self._stored += 1
             self._stale = True
-        self._chars += item.message.chars
+        self._chars += item.chars
         return self._put(place, item)
 
     def _place(self, behind: str | None) -> int:
@@ -104,8 +103,7 @@ class Dialogue:
             raise InvalidRequest(message, code="conversation_continued", param=param)
 
     def _remove(self, place: int) -> None:
-        message = self._items.pop(place).message
-        self._chars -= message.chars if message else 0
+        self._chars -= self._items.pop(place).chars
         if place < self._stored:
             self._stored -= 1
             self._before = min(self._before, self._stored)
@@ -151,7 +149,7 @@ class Dialogue:
         place = self._index(item.id)
         assert place is not None
         self._items[place] = item
-        self._chars += item.message.chars if item.message else 0
+        self._chars += item.chars
         return self._items[place - 1].id if place else None
 
     def drop_output(self, item_id: str) -> None:

@@ -17,6 +17,8 @@ from internal.service.codec.parts import MAX_PARTS
 from internal.service.codec.responses_objects import item_id
 from internal.service.codec.responses_request import ToolName
 
+PART_CHARS = 64
+"""What a part counts for beside its text: it takes room, and be it empty."""
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -28,6 +30,12 @@ class Item:
     id: str
     fields: dict[str, Any]
     message: Message | None
+
+    @property
+    def chars(self) -> int:
+        """What it counts for the size of its conversation."""
+        parts = len(self.fields.get("content", ())) - 1
+        return PART_CHARS * max(0, parts) + (self.message.chars if self.message else 0)
 
 
 # ── from the client ──────────────────────────────────────────────────────────────────────────────
