@@ -18,7 +18,6 @@ from internal.biz.events import (
     ResponseQueued,
     TextDelta,
 )
-from internal.biz.guests import GUEST_PREFIX
 from internal.biz.ids import new_id, new_ids
 from internal.biz.limits import Budget
 from internal.biz.models import Caller, Failure, Response, Status
@@ -112,7 +111,7 @@ class Batches:
     async def task(self, caller: Caller, task_id: str) -> Task:
         """A response as it stands, of a batch or not. Raises NotFound."""
         task = await self._store.task(task_id)
-        if task is None or not self._may_see(caller, task.user):
+        if task is None or not self._chat.is_theirs(caller, task.user):
             raise NotFound(f"there is no task {task_id!r}", code="task_not_found")
         return await self._standing(caller, task)
 
@@ -149,14 +148,9 @@ class Batches:
 
     async def _find(self, caller: Caller, batch_id: str) -> Batch:
         batch = await self._store.batch(batch_id)
-        if batch is None or not self._may_see(caller, batch.user):
+        if batch is None or not self._chat.is_theirs(caller, batch.user):
             raise unknown_batch(batch_id)
         return batch
-
-    def _may_see(self, caller: Caller, owner: str) -> bool:
-        """What belongs to a guest is seen, as their responses are, by whoever knows its id: a client without
-        cookies is another guest each time."""
-        return owner == caller.user or (not self._chat.owners_only and owner.startswith(GUEST_PREFIX))
 
     async def _standing(self, caller: Caller, task: Task) -> Task:
         """A task that runs, with what its log says of it."""

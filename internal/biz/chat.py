@@ -18,6 +18,7 @@ from internal.biz.errors import (
     unknown_response,
 )
 from internal.biz.events import QueueUpdate
+from internal.biz.guests import GUEST_PREFIX
 from internal.biz.limits import Budget, Limiter
 from internal.biz.log import Cursor, Follower
 from internal.biz.models import (
@@ -123,6 +124,11 @@ class Chat:
     def owner(self, caller: Caller) -> str | None:
         """Whose a response has to be that the caller names; None: anybody's."""
         return caller.user if self._rules.owners_only else None
+
+    def is_theirs(self, caller: Caller, owner: str) -> bool:
+        """Whether what `owner` has is the caller's, too. What a guest has is, but with `owners_only`, theirs
+        who know its id: a client without cookies is another guest each time."""
+        return owner == caller.user or (not self.owners_only and owner.startswith(GUEST_PREFIX))
 
     def require_model(self, name: str | None) -> str:
         """The model of this name, or the default. Raises NotFound."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from internal.biz.chat import Chat
-from internal.biz.errors import NotFound, Unavailable
+from internal.biz.errors import NotFound, Unavailable, unknown_response
 from internal.biz.events import (
     Event,
     ItemAdded,
@@ -104,7 +104,10 @@ class Responses:
         return snapshot(cursor.log)
 
     async def delete(self, caller: Caller, response_id: str) -> None:
-        """Stop it, and delete it everywhere. Raises Conflict when it does not end soon."""
+        """Stop it, and delete it everywhere. Where it is a user's, it is not enough to know its id. Raises
+        Conflict when it does not end soon."""
+        if not self._chat.is_theirs(caller, (await self.get(caller, response_id)).user):
+            raise unknown_response(response_id)
         try:
             await self._stopped(caller, response_id)
         except NotFound:

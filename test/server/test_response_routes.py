@@ -405,6 +405,16 @@ async def test_a_response_that_runs_is_stopped_and_deleted(api: "Api") -> None:
     assert (refused.status, error["code"]) == (404, "previous_response_not_found")
 
 
+async def test_a_users_response_is_deleted_by_nobody_else(api: "Api") -> None:
+    async with api.engine.answering():
+        ada = await api.user()
+        reply = await api.call("POST", "/v1/responses", {"input": "hello"}, ada)
+        path = f"/v1/responses/{(await reply.json())['id']}"
+        assert (await api.call("GET", path)).status == 200  # who knows the id
+        assert (await api.call("DELETE", path)).status == 404
+        assert (await api.call("DELETE", path, token=ada)).status == 200
+
+
 async def test_what_does_not_stop_is_not_deleted_yet(api: "Api", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "STOP_S", 0.01)
     async with streaming(api) as response:
