@@ -14,6 +14,8 @@ from internal.biz.errors import ContextLengthExceeded, GenerationFailed, SluiceE
 from internal.biz.names import visible_line
 
 MAX_MESSAGE_CHARS = 300
+MAX_RETRY_AFTER_S = 3600.0
+"""Whatever it asks for: one word of a node shall not silence it until we restart."""
 _TRANSIENT = (408, 409, 425, 429)
 _MISPLACED = (404, 405)
 """These say that the node is not what the configuration takes it for, whoever asks for whatever."""
@@ -137,8 +139,9 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Source: RFC 9110 §10.2.3."""
     value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.replace(".", "", 1).isdecimal():
-        return float(value)
+        return min(float(value), MAX_RETRY_AFTER_S)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
+    return max(0.0, min(seconds, MAX_RETRY_AFTER_S))
