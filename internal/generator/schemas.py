@@ -121,8 +121,10 @@ def _invalid(param: str, reason: str) -> InvalidSchema:
 
 
 def _reason(error: str) -> str:
-    """llguidance's own words, without the grammar that it repeats."""
-    return error.partition("\n")[0].rpartition("failed to compile JSON schema: ")[2][:200]
+    """llguidance's own words, without the grammar that it repeats; of a pattern what is wrong with it."""
+    first, *lines = error.split("\n")
+    cause = next((line for line in lines if line.startswith("error: ")), "").removeprefix("error:")
+    return (first.rpartition("failed to compile JSON schema: ")[2] + cause)[:200]
 
 
 def _matcher(grammar: str) -> Any:

@@ -79,7 +79,7 @@ def complaint(
     never wrote: `is_branch(part, is_last)` knows these. The branch that was meant is the one that it came
     furthest in.
     """
-    complaints = error.errors(include_url=False, include_context=False, include_input=False)
+    complaints = error.errors(include_url=False, include_input=False)
     worst = max(complaints, key=lambda it: (len(it["loc"]), it["type"] != "string_type"))
     message = _sentence(worst["type"], worst["msg"])
     if not worst["loc"]:
@@ -90,7 +90,11 @@ def complaint(
     if worst["type"] == "extra_forbidden":
         return UnsupportedParameter(f"{param} is not supported here", param=param)
     if worst["type"] == "union_tag_invalid":
-        return UnsupportedParameter(f"{param}: this type is not supported here", param=param)
+        tag, expected = worst["ctx"]["discriminator"], worst["ctx"]["expected_tags"]
+        if not tag.startswith("'"):  # A function tells them apart, by what clients never wrote.
+            return UnsupportedParameter(f"{param}: this type is not supported here", param=param)
+        param += "." + tag.strip("'")
+        return UnsupportedParameter(f"{param}: Input should be one of {expected}", param=param)
     return InvalidRequest(f"{param}: {message}", code="invalid_value", param=param)
 
 

@@ -71,6 +71,11 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_name(schema: dict[str, A
     assert "llguidance" not in error.value.message
 
 
+def test_of_a_pattern_it_is_told_what_is_wrong() -> None:
+    with pytest.raises(InvalidSchema, match=r"regex parse error: unclosed group$"):
+        grammar({"type": "string", "pattern": "("})
+
+
 def test_what_is_not_strict_leaves_out_what_is_not_known() -> None:
     schema = {"type": "array", "uniqueItems": True, "items": {"type": "integer"}}
     assert grammar(schema, strict=False).accepts("[1, 1]")

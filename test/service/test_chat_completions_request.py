@@ -173,7 +173,7 @@ def test_what_a_model_said_may_come_back_as_it_was() -> None:
         ({"response_format": {"type": "grammar"}}, "response_format.type"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
-        ({"messages": [{"role": "function", "name": "x", "content": "y"}]}, "messages[0]"),
+        ({"messages": [{"role": "function", "name": "x", "content": "y"}]}, "messages[0].role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
             "messages[0].content[0].type",

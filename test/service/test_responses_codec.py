@@ -264,7 +264,7 @@ def test_a_bad_value_is_refused_by_name(field: str, value: object, param: str) -
         ("tools", [{"type": "web_search"}], "tools[0].type"),
         ("reasoning", {"summary": "auto"}, "reasoning.summary"),
         ("text", {"verbosity": "low"}, "text.verbosity"),
-        ("text", {"format": {"type": "xml"}}, "text.format"),
+        ("text", {"format": {"type": "xml"}}, "text.format.type"),
         ("background", True, "background"),
         ("_private", 1, "_private"),
         ("str", 1, "str"),
