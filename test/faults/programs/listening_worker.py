@@ -14,6 +14,7 @@ from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
 from internal.biz.ports import Capabilities, Progress, Sink
 from internal.conf.settings import Model
+from internal.metrics.instruments import Instruments
 
 FOLDER = Path(sys.argv[sys.argv.index("-conf") + 1]).parent
 
@@ -60,7 +61,7 @@ class ListeningGenerator:
             self._sink.put(step)
 
 
-def listening(model: Model) -> ListeningGenerator:
+def listening(model: Model, instruments: Instruments) -> ListeningGenerator:
     return ListeningGenerator()
 
 
