@@ -3,7 +3,7 @@
 import orjson
 from aiohttp import web
 
-from internal.biz.errors import InvalidRequest, SluiceError, Unauthenticated
+from internal.biz.errors import GenerationFailed, InvalidRequest, SluiceError, Unauthenticated
 from internal.service.errors import error_body, http_status
 from internal.service.rate_limit import refusal_headers
 
@@ -18,6 +18,9 @@ def json_answer(body: object, status: int = 200) -> web.Response:
 def error_answer(error: SluiceError) -> web.Response:
     """The error, and what its status needs beside it. Source: RFC 9110 §11.6.1."""
     response = json_answer({"error": error_body(error)}, http_status(error))
+    if isinstance(error, GenerationFailed):
+        # An answer was made, and may be paid for. The OpenAI SDKs would have it made twice more.
+        response.headers["X-Should-Retry"] = "false"
     if isinstance(error, Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
     response.headers.update(refusal_headers(error))

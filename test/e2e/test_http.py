@@ -74,7 +74,7 @@ async def test_errors_have_the_api_s_body(server: "Server", method: str, path: s
 
 async def test_an_upgrade_of_something_else_is_not_found(server: "Server") -> None:
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
-    reply = await server.fetch("/v1/models", headers=headers)
+    reply = await server.fetch("/v1/nothing", headers=headers)
     assert reply.status == 404
 
 

@@ -276,6 +276,9 @@ async def test_a_failure_before_the_first_word_has_its_status(
         with pytest.raises(kind) as error:
             await answer
     assert error.value.code == failure.code
+    # What was generated is not generated again.
+    again = error.value.response.headers.get("x-should-retry")
+    assert again == ("false" if isinstance(failure, GenerationFailed) else None)
 
 
 async def test_a_failure_behind_the_first_word_is_raised_there(api: "Api", client: AsyncOpenAI) -> None:

@@ -126,7 +126,8 @@ class Exchange:
         """Returns when the answer has ended well. Raises Fault; cancelling it closes the connection."""
         try:
             async with self._timer:
-                data, transit = orjson.dumps(body), Transit()
+                # With images it may be megabytes.
+                data, transit = await asyncio.to_thread(orjson.dumps, body), Transit()
                 while not await self._ask(data, transit):
                     transit = Transit()
         except aiohttp.ConnectionTimeoutError:
