@@ -31,6 +31,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from cmd.local_redis import free_port
+
 ROOT = Path(__file__).parents[2]
 STEP_DEADLINE_S = 15.0
 """What a single step of a test may take on a busy machine."""
@@ -58,12 +60,6 @@ class Reply(NamedTuple):
     @property
     def json(self) -> Any:
         return json.loads(self.text)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass(slots=True)

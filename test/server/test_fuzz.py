@@ -37,7 +37,7 @@ CHECKS = [
     status_code_conformance,
     use_after_free,
 ]
-EXAMPLES = 10
+EXAMPLES = 7
 """Of each operation, of good requests and of bad ones."""
 
 
