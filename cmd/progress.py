@@ -57,7 +57,9 @@ class LoadingProgress:
 
 
 def say_ready(listener: socket.socket) -> None:
-    """Tell a person that the server is ready, and what to do with it."""
+    """Tell a person that the server is ready, and what to do with it; nothing when it is stopping already."""
+    if listener.fileno() < 0:
+        return
     host, port = listener.getsockname()[:2]
     host = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host
     print(_BANNER.format(address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), flush=True)
