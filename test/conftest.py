@@ -81,11 +81,15 @@ def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callabl
 
 
 def _waited_s() -> float:
-    """How long the kernel kept our threads waiting for a processor: other programs' doing."""
+    """How long our threads were kept waiting for a processor: other programs' doing, or, where ours is a
+    virtual machine, others' (`steal`). Source: proc(5)."""
     total_ns = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
             total_ns += int(path.read_text().split()[1])
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        stolen = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
+        return total_ns / 1e9 + stolen / os.sysconf("SC_CLK_TCK")
     return total_ns / 1e9
 
 
