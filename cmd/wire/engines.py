@@ -1,12 +1,18 @@
 """The engines. Only those that are configured are imported: they bring whole libraries along."""
 
 import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cmd.wire.upstream import upstream_options
 from internal.biz.models import Feature
 from internal.biz.ports import Generator
 from internal.conf import settings as conf
 from internal.metrics.instruments import Instruments
+
+if TYPE_CHECKING:
+    from internal.generator.exllamav2.host import Host
 
 
 def features(model: conf.Model) -> frozenset[Feature]:
@@ -20,6 +26,10 @@ def features(model: conf.Model) -> frozenset[Feature]:
             from internal.generator.llamacpp import LlamaCppGenerator
 
             return LlamaCppGenerator.FEATURES
+        case conf.ExLlamaV2Model():
+            from internal.generator.exllamav2.engine import ExLlamaV2Generator
+
+            return ExLlamaV2Generator.FEATURES
         case conf.OpenAIModel(options=upstream):
             from internal.generator.openai.engine import OpenAIGenerator
 
@@ -27,7 +37,8 @@ def features(model: conf.Model) -> frozenset[Feature]:
             return OpenAIGenerator.FEATURES - lacks
 
 
-def generator(model: conf.Model, instruments: Instruments) -> Generator:
+def generator(model: conf.Model, instruments: Instruments, hosts: Mapping[Path, "Host"]) -> Generator:
+    """`hosts`: those of `exllamav2_hosts`, for all models of the process."""
     match model:
         case conf.EchoModel(options=echo):
             from internal.generator.echo import EchoGenerator
@@ -37,7 +48,22 @@ def generator(model: conf.Model, instruments: Instruments) -> Generator:
             from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
 
             return LlamaCppGenerator(LlamaCppOptions(**dict(llama)))
+        case conf.ExLlamaV2Model(options=exl2):
+            from cmd.wire.gpu import exllamav2_options
+            from internal.generator.exllamav2.engine import ExLlamaV2Generator
+
+            return ExLlamaV2Generator(exllamav2_options(exl2), hosts[exl2.path])
         case conf.OpenAIModel(name=name, options=upstream):
             from internal.generator.openai.engine import OpenAIGenerator
 
             return OpenAIGenerator(name, upstream_options(name, upstream, os.environ), instruments)
+
+
+def exllamav2_hosts(models: Sequence[conf.Model], instruments: Instruments) -> dict[Path, "Host"]:
+    """A host for each model that is loaded, by its path: several of the configuration may share it."""
+    on_gpu = [model for model in models if isinstance(model, conf.ExLlamaV2Model)]
+    if not on_gpu:
+        return {}
+    from cmd.wire.gpu import hosts
+
+    return hosts(on_gpu, instruments)

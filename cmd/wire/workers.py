@@ -19,10 +19,11 @@ def workers(
     instruments: Instruments,
 ) -> list[Worker]:
     """One for each of the models."""
+    hosts = engines.exllamav2_hosts(models, instruments)
     return [
         Worker(
             model.name,
-            engines.generator(model, instruments),
+            engines.generator(model, instruments, hosts),
             queue,
             history,
             settle,

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+from internal.biz.errors import EngineLost
 from internal.biz.generation import Chunk
 
 
@@ -23,6 +24,7 @@ class StepInbox:
         self._called = False
         self._closed = False
         self._reader: asyncio.Future[None] | None = None
+        self._error: EngineLost | None = None
 
     def put(self, step: list[Chunk]) -> None:
         """Hand over the chunks of one step. Dropped after `close`."""
@@ -58,19 +60,28 @@ class StepInbox:
             self._reader.set_result(None)
 
     async def take(self) -> list[Chunk]:
-        """Everything that was handed over since the last call; waits when there is nothing."""
-        while not self._chunks:
+        """Everything that was handed over since the last call; waits when there is nothing. Raises
+        EngineLost."""
+        while not self._chunks and self._error is None:
             self._reader = self._loop.create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
+        if self._error is not None:
+            raise self._error
         with self._room:
             chunks, self._chunks = self._chunks, []
             self._called = False
             self._room.notify_all()
         self._taken.set()
         return chunks
+
+    def fail(self, error: EngineLost) -> None:
+        """From now on `take` raises `error`. What was handed over before is not read any more."""
+        with self._room:
+            self._error = error
+            self._loop.call_soon_threadsafe(self._wake)
 
     def close(self) -> None:
         """Let waiting engines go; what they hand over from now on is dropped."""

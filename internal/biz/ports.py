@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from internal.biz.errors import EngineLost
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.generation import Chunk, Delivery, Job
 from internal.biz.log import Cursor, Follower
@@ -199,6 +200,9 @@ class Sink(Protocol):
 
     async def room(self) -> None:
         """Return when the loop has caught up."""
+
+    def fail(self, error: EngineLost) -> None:
+        """The engine can do nothing more in this process; its jobs end without a word. On any thread."""
 
 
 Progress = Callable[[float], None]

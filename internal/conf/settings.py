@@ -18,8 +18,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from internal.conf.exllamav2 import ExLlamaV2Options
 from internal.conf.upstream import OpenAIOptions
-from internal.conf.values import MASK, Count, Duration, Positive, has_port
+from internal.conf.values import MASK, Count, Duration, OptionalFile, Positive, has_port
 
 
 def parse_address(value: str) -> tuple[str, int]:
@@ -216,15 +217,6 @@ class EchoOptions(_Section):
     slots: Positive = 100_000
 
 
-def _existing_file(value: object) -> object:
-    if isinstance(value, str) and value and not Path(value).is_file():
-        raise ValueError(f"there is no file {value}")
-    return value or None
-
-
-OptionalFile = Annotated[Path | None, BeforeValidator(_existing_file)]
-
-
 class LlamaCppOptions(_Section):
     """`path` empty: the bundled SmolLM2. `template` empty: the model's own chat template. `context` tokens
     in each of `slots`; `threads` 0: all cores but one."""
@@ -254,12 +246,17 @@ class LlamaCppModel(_Model):
     options: LlamaCppOptions = LlamaCppOptions()
 
 
+class ExLlamaV2Model(_Model):
+    generator: Literal["exllamav2"]
+    options: ExLlamaV2Options
+
+
 class OpenAIModel(_Model):
     generator: Literal["openai"]
     options: OpenAIOptions
 
 
-Model = Annotated[EchoModel | LlamaCppModel | OpenAIModel, Field(discriminator="generator")]
+Model = Annotated[EchoModel | LlamaCppModel | ExLlamaV2Model | OpenAIModel, Field(discriminator="generator")]
 
 
 MIN_SECRET_BYTES = 32
@@ -376,6 +373,19 @@ class Settings(_Section):
         names = [model.name for model in self.models]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two models have the same name: {', '.join(sorted(twice))}")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_models_agree(self) -> "Settings":
+        loaded: dict[Path, ExLlamaV2Model] = {}
+        for model in self.models:
+            if isinstance(model, ExLlamaV2Model):
+                first = loaded.setdefault(model.options.path, model)
+                if first.options.loading != model.options.loading:
+                    raise ValueError(
+                        f"{first.name} and {model.name} share {model.options.path}, which is loaded once: "
+                        "only lora, template, stop and what concerns sampling may differ"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The kinds of values that settings have."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -29,6 +30,15 @@ Duration = Annotated[
 ]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _existing_file(value: object) -> object:
+    if isinstance(value, str) and value and not Path(value).is_file():
+        raise ValueError(f"there is no file {value}")
+    return value or None
+
+
+OptionalFile = Annotated[Path | None, BeforeValidator(_existing_file)]
 
 
 def has_port(url: str) -> bool:

@@ -11,8 +11,10 @@ Source: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md
 import functools
 import json
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from internal.biz.errors import InvalidSchema
@@ -55,6 +57,10 @@ class Grammar:
         begin = f"(thought {_GAP})?" if thought else f"thought {_GAP}"
         rule = f'thought[suffix="</think>"]: /{thought}(?s:.*)/\n'
         return f"{_HEAD}start: {begin} answer\n{rule}{self._answer}"
+
+    def matcher(self, thought: str | None, vocabulary: "Vocabulary") -> Any:
+        """llguidance's matcher of what the model writes, token by token. `thought` as for `behind`."""
+        return vocabulary.matcher(self.behind(thought))
 
     def accepts(self, text: str) -> bool:
         """Whether `text` is all that an answer has to be. To be asked once."""
@@ -127,11 +133,30 @@ def _reason(error: str) -> str:
     return (first.rpartition("failed to compile JSON schema: ")[2] + cause)[:200]
 
 
-def _matcher(grammar: str) -> Any:
+class Vocabulary:
+    """A model's tokens, for grammars that are followed token by token. Read when it is needed first."""
+
+    def __init__(self, file: Path, end: int | None) -> None:
+        """`file`: the model's tokenizer.json; `end`: the token that it ends an answer with."""
+        self._file = file
+        self._end = end
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+
+    def matcher(self, grammar: str) -> Any:
+        import llguidance
+
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = llguidance.LLTokenizer(str(self._file), eos_token=self._end)
+        return _matcher(grammar, self._tokenizer)
+
+
+def _matcher(grammar: str, tokenizer: Any = None) -> Any:
     import llguidance
 
     limits = llguidance.LLParserLimits(initial_lexer_fuel=_MAX_FUEL, max_grammar_size=_MAX_SYMBOLS)
-    return llguidance.LLMatcher(_tokenizer(), grammar, log_level=0, limits=limits)
+    return llguidance.LLMatcher(tokenizer or _tokenizer(), grammar, log_level=0, limits=limits)
 
 
 @functools.cache

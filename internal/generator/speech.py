@@ -21,18 +21,25 @@ class Speech:
     __slots__ = ("_calls", "_is_plain", "_one_call", "_replay", "_splitter", "_stops", "_written", "ended")
 
     def __init__(
-        self, job: Job, splitter: ReasoningSplitter, *, is_answer_kept: bool, replay: "Replay | None"
+        self,
+        job: Job,
+        splitter: ReasoningSplitter,
+        *,
+        is_answer_kept: bool,
+        replay: "Replay | None",
+        stop: tuple[str, ...] = (),
     ) -> None:
-        """`is_answer_kept`: remember the text behind the reasoning, which `answer` is."""
+        """`is_answer_kept`: remember the text behind the reasoning, which `answer` is. `stop`: what ends this
+        model's answers, beside what the request says."""
         settings = job.settings
-        offered = settings.tooling.offered
+        offered, stops = settings.tooling.offered, (*settings.stop, *stop)
         self._splitter = splitter
         self._calls = CallSplitter(offered) if offered else None
         self._one_call = not settings.tooling.parallel
-        self._stops = StopFilter(settings.stop) if settings.stop else None
+        self._stops = StopFilter(stops) if stops else None
         self._replay = replay
         self._written: list[str] | None = [] if is_answer_kept else None
-        self._is_plain = not (offered or settings.stop or replay or is_answer_kept)
+        self._is_plain = not (offered or stops or replay or is_answer_kept)
         self.ended = False
         """The answer is complete, though the model might go on."""
 

@@ -5,11 +5,13 @@ counter costs about as much as sending the frame does in Python.
 """
 
 import functools
+import itertools
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -40,11 +42,63 @@ class _WeightedHistogram:
         self.sum += value * weight
 
     def buckets(self) -> list[tuple[str, float]]:
-        total, rows = 0, []
-        for bound, count in zip((*_SECONDS, float("inf")), self.counts, strict=True):
-            total += count
-            rows.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
-        return rows
+        return _buckets(_SECONDS, self.counts)
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus has them; `counts` has one more for what is above all bounds."""
+    names = [*map(str, bounds), "+Inf"]
+    return [(name, float(total)) for name, total in zip(names, itertools.accumulate(counts), strict=True)]
+
+
+class EngineStats(Protocol):
+    """What an engine counts, on a thread of its own."""
+
+    running: int
+    waiting: int
+    pages: int
+    pages_used: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    step_seconds: float
+
+    @property
+    def step_bounds(self) -> Sequence[float]: ...
+    @property
+    def step_counts(self) -> Sequence[int]: ...
+
+
+class _Engines(Collector):
+    """What engines count, read when somebody scrapes."""
+
+    def __init__(self) -> None:
+        self.engines: dict[str, EngineStats] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, field in (
+            ("running", "Answers in the step", "running"),
+            ("waiting", "Answers that wait for a place in the step", "waiting"),
+            ("cache_pages", "Pages of the cache", "pages"),
+            ("cache_pages_used", "Pages of the cache that running answers hold", "pages_used"),
+        ):
+            gauge = GaugeMetricFamily(f"sluice_engine_{name}", text, labels=["model"])
+            for model, stats in self.engines.items():
+                gauge.add_metric([model], getattr(stats, field))
+            yield gauge
+        for name, text, field in (
+            ("prompt_tokens", "Tokens of prompts", "prompt_tokens"),
+            ("cached_tokens", "Tokens of prompts that were found in the cache", "cached_tokens"),
+            ("generated_tokens", "Tokens generated", "generated_tokens"),
+        ):
+            counter = CounterMetricFamily(f"sluice_engine_{name}", text, labels=["model"])
+            for model, stats in self.engines.items():
+                counter.add_metric([model], getattr(stats, field))
+            yield counter
+        steps = HistogramMetricFamily("sluice_engine_step_seconds", "Steps of the engine", labels=["model"])
+        for model, stats in self.engines.items():
+            steps.add_metric([model], _buckets(stats.step_bounds, stats.step_counts), stats.step_seconds)
+        yield steps
 
 
 class QueueGauges:
@@ -79,6 +133,7 @@ class Instruments(Collector):
         self.queue = QueueGauges()
         self._registry = registry = CollectorRegistry()
         self._token_gaps: dict[str, _WeightedHistogram] = {}
+        self._engines = _Engines()
         self._sessions = Gauge("sluice_sessions", "Open WebSocket sessions", registry=registry)
         self._closes = Counter(
             "sluice_session_closes", "Closed sessions by close code", ["code"], registry=registry
@@ -160,6 +215,12 @@ class Instruments(Collector):
 
     def upstream_retried(self, model: str) -> None:
         self._upstream_retries.labels(model).inc()
+
+    def watch_engine(self, model: str, stats: EngineStats) -> None:
+        """Tell what it counts from now on."""
+        if not self._engines.engines:
+            self._registry.register(self._engines)
+        self._engines.engines[model] = stats
 
     def session_opened(self) -> None:
         self._sessions.inc()

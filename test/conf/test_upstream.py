@@ -41,7 +41,7 @@ def model(settings: Settings) -> OpenAIModel:
 
 
 def engine_options(settings: Settings) -> EngineOptions:
-    engine = engines.generator(model(settings), Instruments())
+    engine = engines.generator(model(settings), Instruments(), {})
     assert isinstance(engine, OpenAIGenerator)
     found = vars(engine)["_options"]
     assert isinstance(found, EngineOptions)
@@ -66,7 +66,7 @@ def test_nodes_may_differ(read: Read) -> None:
     options = engine_options(settings)
     assert [(node.api_key, node.slots) for node in options.nodes] == [(KEY, 32), ("other", 4)]
     assert (options.model, options.connect_timeout_s) == ("there", 1.0)
-    engine = engines.generator(model(settings), Instruments())
+    engine = engines.generator(model(settings), Instruments(), {})
     assert engine.capabilities.slots == 36
 
 
@@ -86,7 +86,7 @@ def test_a_key_that_is_not_there_is_named_where_it_is_used(
         monkeypatch.setenv("A_KEY", value)
     settings = read(base_url="http://a", api_key="${A_KEY}")
     with pytest.raises(InvalidRequest, match=f"the model m: .*A_KEY.*{says}"):
-        engines.generator(model(settings), Instruments())
+        engines.generator(model(settings), Instruments(), {})
     assert chat_rules(settings).models == ("m",), "who does not ask it needs no key"
 
 
@@ -107,7 +107,7 @@ def test_what_it_can_do_is_for_the_operator_to_say(read: Read) -> None:
 def test_the_file_that_comes_with_sluice_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
     settings = load(ROOT / "configs" / "upstream.yaml", {})
-    made = [engines.generator(model, Instruments()) for model in settings.models]
+    made = [engines.generator(model, Instruments(), {}) for model in settings.models]
     assert all(isinstance(engine, OpenAIGenerator) for engine in made)
     assert [engine.capabilities.slots for engine in made] == [4, 48, 16]
     assert KEY not in effective(settings)

@@ -5,6 +5,7 @@ import queue
 
 import pytest
 
+from internal.biz.errors import EngineLost
 from internal.biz.generation import Chunk, Finished, Job, Output
 
 
@@ -13,6 +14,7 @@ class Sink:
 
     def __init__(self) -> None:
         self._steps: queue.Queue[list[Chunk]] = queue.Queue()
+        self._lost: queue.Queue[EngineLost] = queue.Queue()
 
     def put(self, step: list[Chunk]) -> None:
         self._steps.put(list(step))
@@ -23,6 +25,13 @@ class Sink:
 
     async def room(self) -> None:
         return
+
+    def fail(self, error: EngineLost) -> None:
+        self._steps.put([])
+        self._lost.put(error)
+
+    async def lost(self) -> EngineLost:
+        return await asyncio.to_thread(self._lost.get, True, 5)
 
     async def step(self) -> list[Chunk]:
         return await asyncio.to_thread(self._steps.get, True, 5)

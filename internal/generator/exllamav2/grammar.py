@@ -1,0 +1,82 @@
+"""A grammar on the tokens of one answer, in the form in which exllamav2 asks for it.
+
+The mask of the next token is computed while the GPU is busy with it. Nothing here raises: a fault would end
+the answers of all who are in the same step.
+
+Source: https://github.com/turboderp-org/exllamav2/blob/master/exllamav2/generator/filters/base.py
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, Protocol
+
+
+class Matcher(Protocol):
+    """llguidance's LLMatcher."""
+
+    def consume_token(self, sampled_token: int) -> bool: ...
+    def consume_tokens(self, sampled_tokens: Sequence[int]) -> bool: ...
+    def compute_logit_bias(self) -> bytes: ...
+    def rollback(self, num_tokens: int) -> bool: ...
+    def is_error(self) -> bool: ...
+
+
+Mask = Callable[[Any, bytes], Any]
+"""Makes -inf of all logits whose byte is 0."""
+
+
+class GrammarFilter:
+    """Takes the place of an ExLlamaV2Filter. It outlives a job of the library: the next one goes on with
+    it."""
+
+    def __init__(self, matcher: Matcher, mask: Mask) -> None:
+        self._matcher = matcher
+        self._apply = mask
+        self._mask: Future[bytes] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the grammar became too much for the library, so that the answer need not follow it."""
+        return self._matcher.is_error()
+
+    def take_back(self, tokens: int) -> None:
+        """So many of the last ones will be chosen anew."""
+        self.background_drop()
+        self._matcher.rollback(tokens)
+
+    # ── as exllamav2 calls it ────────────────────────────────────────────────────────────────────
+
+    def begin(self, prefix_str: str) -> None:
+        """A job of the library begins."""
+
+    def feed(self, token: Any) -> None:
+        """`token`: a tensor of the shape (1, 1)."""
+        self.background_drop()
+        self._matcher.consume_token(int(token.item()))
+
+    def can_mask_logits(self) -> bool:
+        return True
+
+    def use_background_worker(self) -> bool:
+        return True
+
+    def background_prepare_logit_mask(self, pool: Executor) -> None:
+        self._mask = pool.submit(self._matcher.compute_logit_bias)
+
+    def background_drop(self) -> None:
+        """Wait until nobody works on the matcher."""
+        mask, self._mask = self._mask, None
+        if mask is not None:
+            mask.exception()
+
+    def get_next(self, mask: bool = False) -> bool:
+        return True
+
+    def mask_logits(self, logits: Any) -> Any:
+        """`logits` of the shape (vocabulary, padded); what may not come becomes -inf."""
+        mask, self._mask = self._mask, None
+        try:
+            allowed = mask.result() if mask is not None else self._matcher.compute_logit_bias()
+        except Exception:  # the matcher says so itself from now on
+            return logits
+        return logits if self._matcher.is_error() else self._apply(logits, allowed)

@@ -1,0 +1,167 @@
+"""One answer on the engine: what is still to be said, and what the library's results say of it.
+
+The library gets an answer in parts: it reserves cache for all that a job may say before the job begins, so
+that a high limit would leave room for few. Where a part is used up, a job that begins there takes its place,
+and finds everything in the cache.
+
+Source: https://github.com/turboderp-org/exllamav2/blob/master/exllamav2/generator/dynamic.py (iterate)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from internal.biz.errors import EngineLost
+from internal.biz.events import TextDelta
+from internal.biz.generation import Chunk, Finished, FinishReason, Job, Output, Prefilled
+from internal.biz.models import Usage
+from internal.generator.brief import Brief
+from internal.generator.exllamav2.grammar import GrammarFilter
+from internal.generator.exllamav2.options import PAGE_TOKENS, LoraOptions
+
+_BROKEN = "\ufffd"
+"""What the library writes for a character of which a part is missing yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How an answer is to be generated. `settings` are the library's own, and keep state: they are for this
+    answer alone. `is_whole`: it cannot be made in parts."""
+
+    settings: Any
+    stop_tokens: frozenset[int]
+    adapters: tuple[LoraOptions, ...] = ()
+    seed: int | None = None
+    filter: GrammarFilter | None = None
+    is_whole: bool = False
+
+
+class Owner(Protocol):
+    """Who asked for an answer. Called on the engine's thread."""
+
+    def put(self, step: list[Chunk]) -> None:
+        """What is said in a step, of all its answers."""
+
+    def ended(self, job: Job) -> None:
+        """Nothing more is said of it, but for the step at hand."""
+
+    def remember(self, text: str, tokens: Sequence[int]) -> None:
+        """What was said, in text and in tokens."""
+
+    def lose(self, error: EngineLost) -> None:
+        """The engine has ended, and with it all answers, without a word."""
+
+
+class Run:
+    """An answer, owned by the engine's thread once it was handed over."""
+
+    def __init__(self, job: Job, owner: Owner, brief: Brief, order: Order) -> None:
+        assert brief.speech is not None
+        self.job = job
+        self.owner = owner
+        self.brief = brief
+        self.order = order
+        self.tokens = [*brief.prompt, *brief.said]
+        """The prompt, and all that was said since."""
+        self.end: FinishReason | None = None
+        """Set when there is nothing more to come."""
+        self.is_paused = False
+        """A part is used up, and there is more to say."""
+        self.has_spoken = False
+        self.cached_tokens = 0
+        """Of the prompt, when it was read first."""
+        self.waiting_since_s = 0.0
+        self.library_job: Any = None
+        """The part at hand; the last one, while it waits for the next."""
+        self._speech = brief.speech
+        self._begun_at = len(self.tokens)
+        self._is_last_part = False
+        self._reasoning_tokens = brief.reasoning_tokens
+        self._written: list[str] = []
+        self._said: list[str] = []
+
+    @property
+    def left(self) -> int:
+        """How many tokens may still be said."""
+        return self.brief.max_tokens - (len(self.tokens) - self._begun_at)
+
+    def next_part(self) -> int:
+        """How many tokens the next part has: up to the end of a page of the cache, and at least one page."""
+        ahead = 2 * PAGE_TOKENS - len(self.tokens) % PAGE_TOKENS
+        part = self.left if self.order.is_whole else min(self.left, ahead)
+        self._is_last_part = part == self.left
+        self.is_paused = False
+        return part
+
+    def usage(self) -> Usage:
+        brief, new = self.brief, len(self.tokens) - self._begun_at
+        return Usage(
+            input_tokens=len(brief.prompt),
+            cached_tokens=min(self.cached_tokens, len(brief.prompt)),
+            output_tokens=brief.said_tokens + new,
+            reasoning_tokens=self._reasoning_tokens,
+        )
+
+    def read(self, result: Mapping[str, Any]) -> Sequence[Output]:
+        """What a result of the library says. Called once per token."""
+        stage = result["stage"]
+        if stage == "streaming":
+            if result["eos"]:
+                return self._read_end(result)
+            tokens = result.get("token_ids")  # nothing while a character is not complete
+            return () if tokens is None else self._hear(result.get("text", ""), tokens.tolist()[0])
+        if stage == "prefill" and not self.has_spoken:
+            return (Prefilled(result["curr_progress"], result["max_progress"]),)
+        return ()
+
+    def _read_end(self, result: Mapping[str, Any]) -> Sequence[Output]:
+        """The last result of a part."""
+        text, held = result.get("text", ""), result.get("held", {})
+        tokens = result["token_ids"].tolist()[0] if "token_ids" in result else []
+        if result["eos_reason"] != "max_new_tokens":
+            self.end = FinishReason.STOP
+        elif self._is_last_part:
+            self.end = FinishReason.LENGTH
+        else:
+            self.is_paused = True
+        if result["eos_reason"] == "stop_token":
+            # What was held back as the possible beginning of something; the stop token is the last of it.
+            text += held.get("text", "")
+            tokens += held["token_ids"].tolist()[0][:-1] if "token_ids" in held else []
+        if self.is_paused and text.endswith(_BROKEN):
+            # Nobody can put a character together over two jobs: these tokens are chosen anew.
+            if self.order.filter is not None:
+                self.order.filter.take_back(len(tokens))
+            return ()
+        # A character that will not become complete is none.
+        return self._hear(text.rstrip(_BROKEN), tokens)
+
+    def _hear(self, text: str, tokens: Sequence[int]) -> Sequence[Output]:
+        self.has_spoken = True
+        self.tokens += tokens
+        speech = self._speech
+        if speech.thinking:
+            self._reasoning_tokens += len(tokens)
+        self._written.append(text)
+        said = speech.feed(text)
+        self._said += [output for output in said if isinstance(output, TextDelta)]
+        if speech.ended:
+            self.end = FinishReason.STOP
+        return said
+
+    def finish(self) -> list[Output]:
+        """What was held back, and the end. Raises GenerationFailed."""
+        assert self.end is not None
+        is_complete = self.end is FinishReason.STOP and not self._speech.ended
+        said = list(self._speech.finish())
+        self._said += [output for output in said if isinstance(output, TextDelta)]
+        if is_complete:
+            self.brief.check_answer(self.job.emitted)
+            self._keep_reply()
+        return [*said, Finished(self.end, self.usage())]
+
+    def _keep_reply(self) -> None:
+        """A dialogue that goes on repeats the answer. Reasoning and calls it writes in another way."""
+        written = "".join(self._written)
+        if written and written == "".join(self._said) and not (self.job.reasoning or self.job.called):
+            self.owner.remember(self.job.emitted + written, self.tokens[len(self.brief.prompt) :])
