@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from cmd.wire.upstream import upstream_options
 from internal.biz.models import Feature
 from internal.biz.ports import Generator
+from internal.biz.sampling import RARE_NAMES
 from internal.conf import settings as conf
+from internal.conf.upstream import RARE_SAMPLING
 from internal.metrics.instruments import Instruments
 
 if TYPE_CHECKING:
@@ -33,7 +35,13 @@ def features(model: conf.Model) -> frozenset[Feature]:
         case conf.OpenAIModel(options=upstream):
             from internal.generator.openai.engine import OpenAIGenerator
 
-            lacks = {*map(Feature, upstream.lacks), *([] if upstream.images else [Feature.IMAGES])}
+            lacks = {Feature(name) for name in upstream.lacks if name != RARE_SAMPLING}
+            if RARE_SAMPLING in upstream.lacks:
+                lacks |= set(map(Feature, RARE_NAMES))
+            if not upstream.images:
+                lacks.add(Feature.IMAGES)
+            if Feature.PATTERN not in upstream.rename:
+                lacks.add(Feature.PATTERN)
             return OpenAIGenerator.FEATURES - lacks
 
 

@@ -6,7 +6,7 @@
     │   ├── FileTooLarge          more bytes than a file may have
     │   ├── UnsupportedFile       a file of a kind that is not taken
     │   ├── ContextLengthExceeded the prompt does not fit the model
-    │   └── InvalidSchema         a JSON Schema that the model cannot be held to
+    │   └── InvalidSchema         a JSON Schema or a pattern that the model cannot be held to
     ├── Unauthenticated           nobody we know says this, or no longer
     ├── Forbidden                 we know who says it, and they may not
     ├── NotFound                  no such response, model or conversation (or not yours)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from internal.biz.sampling import RARE_NAMES, RareSampling
+
 
 class Role(StrEnum):
     SYSTEM = "system"
@@ -105,10 +107,49 @@ class Feature(StrEnum):
     FREQUENCY_PENALTY = "frequency_penalty"
     PRESENCE_PENALTY = "presence_penalty"
     REPETITION_PENALTY = "repetition_penalty"
+    TOP_A = "top_a"
+    TFS = "tfs"
+    TYPICAL_P = "typical_p"
+    SKEW = "skew"
+    MIN_TEMP = "min_temp"
+    MAX_TEMP = "max_temp"
+    TEMP_EXPONENT = "temp_exponent"
+    SMOOTHING_FACTOR = "smoothing_factor"
+    TEMPERATURE_LAST = "temperature_last"
+    MIROSTAT_MODE = "mirostat_mode"
+    MIROSTAT_TAU = "mirostat_tau"
+    MIROSTAT_ETA = "mirostat_eta"
+    REPETITION_RANGE = "repetition_range"
+    REPETITION_DECAY = "repetition_decay"
+    DRY_MULTIPLIER = "dry_multiplier"
+    DRY_BASE = "dry_base"
+    DRY_ALLOWED_LENGTH = "dry_allowed_length"
+    DRY_RANGE = "dry_range"
+    DRY_SEQUENCE_BREAKERS = "dry_sequence_breakers"
+    XTC_PROBABILITY = "xtc_probability"
+    XTC_THRESHOLD = "xtc_threshold"
+    LOGIT_BIAS = "logit_bias"
+    BANNED_STRINGS = "banned_strings"
+    MIN_TOKENS = "min_tokens"
     REASONING_EFFORT = "reasoning_effort"
     OUTPUT_FORMAT = "response_format"
+    PATTERN = "pattern"
     TOOLS = "tools"
     IMAGES = "images"
+
+
+SAMPLING_FEATURES = frozenset(
+    (
+        Feature.SEED,
+        Feature.TOP_K,
+        Feature.MIN_P,
+        Feature.FREQUENCY_PENALTY,
+        Feature.PRESENCE_PENALTY,
+        Feature.REPETITION_PENALTY,
+        *map(Feature, RARE_NAMES),
+    )
+)
+"""Everything that says how tokens are chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +158,7 @@ class Sampling:
 
     `temperature` is 0 to 2, `top_p` and `min_p` 0 to 1, `top_k` at least 0 (0: all), the penalties for
     frequency and presence -2 to 2, that for repetition over 0 to 2 (1: none), `seed` any 64-bit number.
+    `rare` is there where one of the rarer ways is asked for.
     """
 
     temperature: float | None = None
@@ -127,15 +169,18 @@ class Sampling:
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    rare: RareSampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """The answer is to be JSON: of this JSON Schema, or (None) any object."""
+    """The answer is to be JSON: of this JSON Schema, or (None) any object. Or it is to be what `pattern`, a
+    regular expression, is of: all of it, with or without `^` and `$`."""
 
     schema: Mapping[str, Any] | None = None
     name: str = ""
     strict: bool = True
+    pattern: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +240,8 @@ class Settings:
     @property
     def features(self) -> frozenset[Feature]:
         """What an engine must be able to do for it."""
-        sampling = self.sampling
+        sampling, output = self.sampling, self.output_format
+        rare = () if sampling.rare is None else map(Feature, sampling.rare.asked)
         wanted = {
             Feature.STOP: self.stop,
             Feature.SEED: sampling.seed is not None,
@@ -205,10 +251,11 @@ class Settings:
             Feature.PRESENCE_PENALTY: sampling.presence_penalty,
             Feature.REPETITION_PENALTY: sampling.repetition_penalty not in (None, 1.0),
             Feature.REASONING_EFFORT: self.reasoning_effort is not None,
-            Feature.OUTPUT_FORMAT: self.output_format is not None,
+            Feature.OUTPUT_FORMAT: output is not None and output.pattern is None,
+            Feature.PATTERN: output is not None and output.pattern is not None,
             Feature.TOOLS: self.tooling.tools and self.tooling.choice != "none",
         }
-        return frozenset(feature for feature, is_wanted in wanted.items() if is_wanted)
+        return frozenset((*(feature for feature, is_wanted in wanted.items() if is_wanted), *rare))
 
 
 @dataclass(frozen=True, slots=True)

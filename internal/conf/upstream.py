@@ -64,15 +64,43 @@ Ability = Literal[
     "frequency_penalty",
     "presence_penalty",
     "repetition_penalty",
+    "top_a",
+    "tfs",
+    "typical_p",
+    "skew",
+    "min_temp",
+    "max_temp",
+    "temp_exponent",
+    "smoothing_factor",
+    "temperature_last",
+    "mirostat_mode",
+    "mirostat_tau",
+    "mirostat_eta",
+    "repetition_range",
+    "repetition_decay",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_range",
+    "dry_sequence_breakers",
+    "xtc_probability",
+    "xtc_threshold",
+    "logit_bias",
+    "banned_strings",
+    "min_tokens",
     "reasoning_effort",
     "response_format",
     "tools",
 ]
 """What not every server takes, by the name of the parameter that asks for it."""
+PATTERN = "pattern"
+"""A regular expression for the answer: servers that take one have no common name for it."""
+RARE_SAMPLING = "rare_sampling"
+"""All that few servers take of how tokens are chosen."""
 
 
 def _parameter(name: str) -> str:
-    known = ("max_tokens", "temperature", "top_p", *get_args(Ability))
+    known = ("max_tokens", "temperature", "top_p", PATTERN, *get_args(Ability))
     if name not in known:
         raise ValueError(f"{name} is no parameter; these are: {', '.join(known)}")
     return name
@@ -110,7 +138,8 @@ class OpenAIOptions(_Section):
     `model` is its name there, if that differs. `context` in tokens, 0: unknown. `images`: it takes them;
     `lacks`: what it does not take. Silence may last `first_token_timeout` before the first token and
     `token_timeout` between two. `extra_body` are fields of every request (null: leave this one out), `rename`
-    says what a parameter is called there. `continuation`: how it goes on with an answer whose worker died.
+    says what a parameter is called there (a `pattern` is taken where that is said). `continuation`: how it
+    goes on with an answer whose worker died.
     An answer that begins with one of `refusals` has failed."""
 
     base_url: BaseUrl | None = None
@@ -120,7 +149,7 @@ class OpenAIOptions(_Section):
     model: str = ""
     context: Count = 0
     images: bool = False
-    lacks: list[Ability] = []
+    lacks: list[Ability | Literal["rare_sampling"]] = []
     connect_timeout: Timeout = 10.0
     first_token_timeout: Timeout = 300.0
     token_timeout: Timeout = 120.0

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from internal.biz.errors import GenerationFailed, UnsupportedParameter
 from internal.biz.generation import FinishReason, Job
-from internal.biz.models import Message, Role
+from internal.biz.models import Message, OutputFormat, Role
 from internal.generator.prompt import ChatTemplate, Piece, fit
 from internal.generator.reasoning import ReasoningSplitter, begin, resume
-from internal.generator.schemas import Grammar, check, json_rule
+from internal.generator.schemas import Grammar, check, json_rule, pattern_rule
 from internal.generator.speech import Replay, Speech
 
 
@@ -144,13 +144,20 @@ class Brief:
             answers.append("calls")
         if output is not None and not tooling.is_forced:
             param = "response_format"
-            schema = {"type": "object"} if output.schema is None else output.schema
-            check(schema, param)
-            rules += f"json: {json_rule(schema, strict=output.strict)}\n"
-            answers.append("json")
+            answers.append("json" if output.pattern is None else "pattern")
+            rules += f"{answers[-1]}: {_format_rule(output, param)}\n"
         return Grammar(answers, rules, param) if answers else None
 
     def _thought(self, splitter: ReasoningSplitter) -> str | None:
         if splitter.thinking:
             return ""
         return "<think>" if self._template.thinks and splitter.starting else None
+
+
+def _format_rule(output: OutputFormat, param: str) -> str:
+    """Raises InvalidSchema."""
+    if output.pattern is not None:
+        return pattern_rule(output.pattern, param)
+    schema = {"type": "object"} if output.schema is None else output.schema
+    check(schema, param)
+    return json_rule(schema, strict=output.strict)

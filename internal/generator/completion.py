@@ -6,29 +6,21 @@ from typing import Any, Protocol
 
 from internal.biz.errors import GenerationFailed, UnsupportedParameter
 from internal.biz.generation import Finished, FinishReason, Job, Output, Prefilled
-from internal.biz.models import Message, Role, Usage
+from internal.biz.models import Message, OutputFormat, Role, Usage
+from internal.generator import llamacpp_sampling
 from internal.generator.prompt import ChatTemplate, Piece, fit
 from internal.generator.reasoning import ReasoningSplitter, begin, resume
-from internal.generator.schemas import Grammar, check, json_rule
+from internal.generator.schemas import Grammar, check, json_rule, pattern_rule
 from internal.generator.speech import Replay, Speech
 
-_SEEDS = 2**32 - 1
-"""llama.cpp takes 32 bits, the last of which means a random one."""
 
-
-class Defaults(Protocol):
-    """What applies where a request says nothing. `context` in tokens, as `max_output_tokens`."""
+class Defaults(llamacpp_sampling.Defaults, Protocol):
+    """`context` in tokens, as `max_output_tokens`."""
 
     @property
     def context(self) -> int: ...
     @property
     def max_output_tokens(self) -> int: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def top_p(self) -> float: ...
-    @property
-    def repeat_penalty(self) -> float: ...
 
 
 class Engine(Protocol):
@@ -157,10 +149,8 @@ class Completion:
             answers.append("calls")
         if output is not None and not tooling.is_forced:
             param = "response_format"
-            schema = {"type": "object"} if output.schema is None else output.schema
-            check(schema, param)
-            rules += f"json: {json_rule(schema, strict=output.strict)}\n"
-            answers.append("json")
+            answers.append("json" if output.pattern is None else "pattern")
+            rules += f"{answers[-1]}: {_format_rule(output, param)}\n"
         return Grammar(answers, rules, param) if answers else None
 
     def _thought(self, splitter: ReasoningSplitter) -> str | None:
@@ -171,29 +161,17 @@ class Completion:
 
     def _request(self, tokens: list[int], max_tokens: int) -> dict[str, Any]:
         """The completion request for llama.cpp."""
-        options, settings = self._engine.options, self.job.settings
-        sampling, seed = settings.sampling, settings.sampling.seed
-        repetition = sampling.repetition_penalty
+        settings, seed = self.job.settings, self.job.settings.sampling.seed
         if seed is None and settings.output_format is not None:
             # Another attempt has to say the same again.
             seed = zlib.crc32(self.job.response_id.encode())
-        chosen = {
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "frequency_penalty": sampling.frequency_penalty,
-            "presence_penalty": sampling.presence_penalty,
-            "seed": None if seed is None else seed % _SEEDS,
-        }
         return {
-            **{name: value for name, value in chosen.items() if value is not None},
+            **llamacpp_sampling.fields(settings.sampling, self._engine.options, seed),
             "prompt": tokens,
             "n_predict": max_tokens,
             "stream": True,
             "return_progress": True,
             "cache_prompt": True,
-            "temperature": options.temperature if sampling.temperature is None else sampling.temperature,
-            "top_p": options.top_p if sampling.top_p is None else sampling.top_p,
-            "repeat_penalty": options.repeat_penalty if repetition is None else repetition,
         }
 
     def _flush(self, speech: Speech) -> None:
@@ -257,3 +235,12 @@ class Completion:
         self._engine.put(self.job, *speech.feed(text))
         if speech.ended:
             self._reason = FinishReason.STOP
+
+
+def _format_rule(output: OutputFormat, param: str) -> str:
+    """Raises InvalidSchema."""
+    if output.pattern is not None:
+        return pattern_rule(output.pattern, param)
+    schema = {"type": "object"} if output.schema is None else output.schema
+    check(schema, param)
+    return json_rule(schema, strict=output.strict)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from internal.biz.errors import GenerationFailed
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
-from internal.biz.models import Feature, Role, Usage
+from internal.biz.models import SAMPLING_FEATURES, Role, Usage
 from internal.biz.ports import Capabilities, Progress, Sink
 
 log = logging.getLogger(__name__)
@@ -44,16 +44,7 @@ class EchoGenerator:
     """Implements Generator. `interval_s` 0 steps as fast as the event loop takes it."""
 
     # What it says is not chosen: how to choose changes nothing.
-    FEATURES = frozenset(
-        (
-            Feature.SEED,
-            Feature.TOP_K,
-            Feature.MIN_P,
-            Feature.FREQUENCY_PENALTY,
-            Feature.PRESENCE_PENALTY,
-            Feature.REPETITION_PENALTY,
-        )
-    )
+    FEATURES = SAMPLING_FEATURES
 
     def __init__(self, chunks: int, interval_s: float, slots: int) -> None:
         self._chunks = chunks

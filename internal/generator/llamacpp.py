@@ -18,6 +18,7 @@ from internal.biz.errors import GenerationFailed, SluiceError
 from internal.biz.generation import Finished, FinishReason, Job, Output
 from internal.biz.models import Feature
 from internal.biz.ports import Capabilities, Progress, Sink
+from internal.generator import llamacpp_sampling
 from internal.generator.completion import Completion, Stopped
 from internal.generator.llamacpp_library import LlamaCpp
 from internal.generator.prompt import ChatTemplate, Piece
@@ -67,19 +68,12 @@ def find_model(path: Path | None) -> Path:
 class LlamaCppGenerator:
     """Implements Generator. Owns `slots` threads and llama.cpp's own."""
 
-    FEATURES = frozenset(
-        (
-            Feature.STOP,
-            Feature.SEED,
-            Feature.TOP_K,
-            Feature.MIN_P,
-            Feature.FREQUENCY_PENALTY,
-            Feature.PRESENCE_PENALTY,
-            Feature.REPETITION_PENALTY,
-            Feature.OUTPUT_FORMAT,
-            Feature.TOOLS,
-        )
-    )
+    FEATURES = llamacpp_sampling.FEATURES | {
+        Feature.STOP,
+        Feature.OUTPUT_FORMAT,
+        Feature.PATTERN,
+        Feature.TOOLS,
+    }
 
     def __init__(self, options: LlamaCppOptions) -> None:
         self.options = options

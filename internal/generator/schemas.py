@@ -1,16 +1,17 @@
-"""JSON Schemas that an answer has to follow, as grammars of llguidance, the library that llama.cpp follows
-them with.
+"""JSON Schemas and patterns that an answer has to follow, as grammars of llguidance, the library that
+llama.cpp follows them with.
 
 llama.cpp takes a grammar that cannot be compiled for none, and says nothing: so it is compiled here first,
 and the answer is checked in the end. It compiles on the thread that all responses share: so what would take
 it long is refused.
 
-Source: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md
+Source: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md and syntax.md beside it
 """
 
 import functools
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -78,6 +79,21 @@ def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
     return f"%json {json.dumps({**schema, _OPTIONS: options})}"
 
 
+def pattern_rule(pattern: str, param: str) -> str:
+    """The part of a grammar that is a text of a regular expression, all of it. Raises InvalidSchema, naming
+    `param`, for one that llguidance has no automaton for (one that looks around or back), and one beyond the
+    bounds."""
+    if re.fullmatch(r"(?:[^\\]|\\.)*", pattern, re.DOTALL) is None:  # it would go on behind its end
+        raise _invalid_pattern(param, "it ends with half of an escape")
+    escaped = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", pattern, flags=re.DOTALL)
+    rule = f"/{escaped}/"
+    matcher = _matcher(f"{_HEAD}start: answer\nanswer: {rule}\n")
+    if matcher.is_error():
+        reason = matcher.get_error().rpartition("(in regex): ")[2]
+        raise _invalid_pattern(param, _reason(reason).removeprefix("regex parse error: "))
+    return rule
+
+
 def check(schema: object, param: str) -> None:
     """Raises InvalidSchema, naming `param`, for a schema, or several of one grammar, beyond the bounds."""
     count, references, multiple = 0.0, 0, 1
@@ -124,6 +140,11 @@ def _digits(number: float) -> int:
 
 def _invalid(param: str, reason: str) -> InvalidSchema:
     return InvalidSchema(f"the JSON Schema cannot be followed: {reason}", param=param)
+
+
+def _invalid_pattern(param: str, reason: str) -> InvalidSchema:
+    message = f"the regular expression cannot be followed: {reason}"
+    return InvalidSchema(message, code="invalid_pattern", param=param)
 
 
 def _reason(error: str) -> str:

@@ -34,6 +34,7 @@ from internal.biz.models import (
     Tool,
     Tooling,
 )
+from internal.biz.sampling import RareSampling
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import QueueLimits
 
@@ -101,6 +102,8 @@ async def test_what_the_models_engine_cannot_do_is_refused_by_name(server: "Serv
         (Settings(stop=("x",), sampling=Sampling(seed=0)), "seed"),
         (Settings(tooling=tools, output_format=OutputFormat()), "response_format"),
         (Settings(sampling=Sampling(top_k=0)), "top_k"),
+        (Settings(sampling=Sampling(rare=RareSampling(top_a=0.1))), "top_a"),
+        (Settings(output_format=OutputFormat(pattern="a")), "pattern"),
     ):
         with pytest.raises(UnsupportedParameter, match=f"'m' cannot do this: {param}") as error:
             await chat.submit(ADA, Ask(HELLO, settings=settings), new_id("resp"))
@@ -111,7 +114,10 @@ async def test_what_the_models_engine_cannot_do_is_refused_by_name(server: "Serv
     with pytest.raises(UnsupportedParameter, match="'other'"):
         await chat.submit(ADA, Ask(HELLO, "other", Settings(stop=("x",))), new_id("resp"))
     await chat.submit(ADA, Ask(HELLO, settings=Settings(stop=("x",), tooling=tools)), "resp_1")
-    not_chosen = Settings(tooling=Tooling(tools.tools, "none"), sampling=Sampling(repetition_penalty=1.0))
+    not_chosen = Settings(
+        tooling=Tooling(tools.tools, "none"),
+        sampling=Sampling(repetition_penalty=1.0, rare=RareSampling(top_a=0.0)),
+    )
     await chat.submit(ADA, Ask(HELLO, "other", not_chosen), "resp_2")
     assert (await server.claim("other")).id == "resp_2"
 

@@ -11,6 +11,7 @@ from cmd.wire import engines
 from cmd.wire.options import chat_rules
 from internal.biz.errors import InvalidRequest
 from internal.biz.models import Feature
+from internal.biz.sampling import RARE_NAMES
 from internal.conf.load import ConfigError, effective, load
 from internal.conf.settings import OpenAIModel, Settings
 from internal.conf.upstream import Ability, OpenAIOptions
@@ -94,14 +95,17 @@ def test_what_it_can_do_is_for_the_operator_to_say(read: Read) -> None:
     def features(**options: Any) -> frozenset[Feature]:
         return chat_rules(read(base_url="http://a", **options)).features["m"]
 
-    assert features() == frozenset(Feature) - {Feature.IMAGES}
-    assert features(images=True) == frozenset(Feature)
-    assert features(lacks=["tools", "top_k"]) == frozenset(Feature) - {
-        Feature.IMAGES,
+    usual = frozenset(Feature) - {Feature.IMAGES, Feature.PATTERN}
+    assert features() == usual
+    assert features(images=True) == usual | {Feature.IMAGES}
+    assert features(rename={"pattern": "guided_regex"}) == usual | {Feature.PATTERN}
+    assert features(lacks=["tools", "top_k", "dry_base"]) == usual - {
         Feature.TOOLS,
         Feature.TOP_K,
+        Feature.DRY_BASE,
     }
-    assert set(get_args(Ability)) == {feature.value for feature in Feature} - {"images"}
+    assert features(lacks=["rare_sampling"]) == usual - set(map(Feature, RARE_NAMES))
+    assert set(get_args(Ability)) == {feature.value for feature in usual}
 
 
 def test_the_file_that_comes_with_sluice_is_good(monkeypatch: pytest.MonkeyPatch) -> None:

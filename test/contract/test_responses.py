@@ -16,6 +16,7 @@ from internal.biz.models import (
     Failure,
     ItemKind,
     Message,
+    OutputFormat,
     OutputItem,
     Request,
     Response,
@@ -30,6 +31,7 @@ from internal.biz.models import (
 )
 from internal.biz.ports import History
 from internal.biz.responses import ResponseStore
+from internal.biz.sampling import RareSampling
 from internal.data.memory_history import MemoryHistory
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
@@ -93,7 +95,8 @@ def said(text: str, status: Status = Status.COMPLETED) -> OutputItem:
 async def test_a_response_is_read_as_it_ended(shelf: Shelf, make_request: "RequestFactory") -> None:
     settings = Settings(
         instructions="be brief",
-        sampling=Sampling(temperature=0.5, seed=7),
+        sampling=Sampling(temperature=0.5, seed=7, rare=RareSampling(logit_bias=((5, -1.0),))),
+        output_format=OutputFormat(pattern="a+"),
         tooling=Tooling((Tool("weather", "how it is", {"type": "object"}),), "required"),
         background=True,
         metadata={"a": "b"},

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,7 +31,9 @@ from internal.biz.models import (
     Tooling,
     Truncation,
 )
+from internal.biz.sampling import RareSampling
 from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
+from internal.generator.prompt import Piece
 
 if TYPE_CHECKING:
     from test.generator.conftest import Sink
@@ -462,6 +465,84 @@ async def test_a_forced_call_and_a_schema_become_a_grammar(
     assert '"type": "object"' in library.requests[-1]["grammar"]
 
 
+async def test_a_pattern_becomes_a_grammar_that_the_answer_is_held_to(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, wanted = await engines.start(CALLING_TEMPLATE), OutputFormat(pattern="[0-9]+/[0-9]+")
+    library.script = "12/7"
+    assert text(await attempt(engine, sink, begin(ask("x", output_format=wanted)))) == "12/7"
+    assert "answer: pattern\npattern: /[0-9]+\\/[0-9]+/\n" in library.requests[-1]["grammar"]
+    await attempt(engine, sink, begin(ask("x", tooling=Tooling((WEATHER,)), output_format=wanted)))
+    assert "answer: calls | pattern\n" in library.requests[-1]["grammar"]
+    library.script = "twelve"
+    error = end(await attempt(engine, sink, begin(ask("x", output_format=wanted)))).error
+    assert isinstance(error, GenerationFailed)
+    assert error.code == "schema_not_followed"
+    asked = len(library.requests)
+    bad = ask("x", output_format=OutputFormat(pattern="("))
+    error = end(await attempt(engine, sink, begin(bad))).error
+    assert isinstance(error, InvalidRequest)
+    assert (error.code, error.param) == ("invalid_pattern", "response_format")
+    assert len(library.requests) == asked
+
+
+async def test_what_is_chosen_is_asked_for_in_the_librarys_words(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine = await engines.start()
+
+    async def asked(**sampling: Any) -> dict[str, Any]:
+        await attempt(engine, sink, begin(ask("x", sampling=Sampling(**sampling))))
+        request = library.requests[-1]
+        for name in ("prompt", "n_predict", "stream", "return_progress", "cache_prompt"):
+            del request[name]
+        return request
+
+    usual = {"temperature": 0.0, "top_p": 1.0, "repeat_penalty": 1.0}
+    assert await asked() == usual
+    rare = RareSampling(
+        typical_p=0.9,
+        temperature_last=True,
+        mirostat_mode=2,
+        mirostat_tau=5.0,
+        repetition_range=-1,
+        dry_multiplier=0.8,
+        dry_base=2.0,
+        dry_allowed_length=3,
+        dry_range=64,
+        dry_sequence_breakers=("\n",),
+        xtc_probability=0.5,
+        xtc_threshold=0.2,
+        logit_bias=((5, -100.0),),
+    )
+    assert await asked(temperature=1.0, top_k=3, seed=-1, rare=rare) == {
+        **usual,
+        "temperature": 1.0,
+        "top_k": 3,
+        "seed": 2**32 - 2,
+        "typical_p": 0.9,
+        "mirostat": 2,
+        "mirostat_tau": 5.0,
+        "repeat_last_n": -1,
+        "dry_multiplier": 0.8,
+        "dry_base": 2.0,
+        "dry_allowed_length": 3,
+        "dry_penalty_last_n": 64,
+        "dry_sequence_breakers": ("\n",),
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.2,
+        "logit_bias": ((5, -100.0),),
+    }
+    warm = RareSampling(min_temp=0.5, max_temp=2.0, temp_exponent=1.5)
+    assert await asked(temperature=1.0, rare=warm) == {
+        **usual,
+        "temperature": 1.25,
+        "dynatemp_range": 0.75,
+        "dynatemp_exponent": 1.5,
+    }
+    assert await asked(rare=RareSampling(typical_p=1.0, dry_base=2.0)) == usual
+
+
 async def test_an_answer_that_does_not_follow_its_schema_is_a_failure(
     engines: Engines, library: FakeLlamaCpp, sink: "Sink"
 ) -> None:
@@ -635,6 +716,26 @@ async def test_the_real_model_takes_what_is_chosen(sink: "Sink", tmp_path: Path)
             assert (await begins(temperature=2.0, seed=2, **only_the_best))[:12] == usual[:12]
         for penalty in ("frequency_penalty", "presence_penalty", "repetition_penalty"):
             assert await begins(**{penalty: 2.0}) != usual
+
+        (the,) = engine.tokenize([Piece("The", special=False)])
+        assert usual.startswith("The ")
+        assert not (await begins(rare=RareSampling(logit_bias=((the, -100.0),)))).startswith("The ")
+        wild = {"temperature": 2.0, "seed": 3}
+        for rare in (
+            RareSampling(typical_p=0.01),
+            RareSampling(mirostat_mode=2, mirostat_tau=0.1),
+            RareSampling(min_temp=0.01, max_temp=0.02),
+            RareSampling(xtc_probability=1.0, xtc_threshold=0.01),
+        ):
+            assert await begins(**wild, rare=rare) != await begins(**wild)
+        echo = ask("Say: " + "so it is, " * 12, max_output_tokens=24)
+        dry = replace(echo.settings, sampling=Sampling(rare=RareSampling(dry_multiplier=5.0)))
+        repeats = text(await attempt(engine, sink, begin(echo)))
+        assert text(await attempt(engine, sink, begin(replace(echo, settings=dry)))) != repeats
+
+        number = OutputFormat(pattern=r"^\d{3}/\d{4}$")
+        told = text(await answer("What is your phone number?", output_format=number))
+        assert re.fullmatch(r"\d{3}/\d{4}", told)
 
         asked = "Tell me about the city of Paris."
         stopped = await answer(asked, stop=("city", "capital"), max_output_tokens=40)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from internal.biz.errors import InvalidSchema
-from internal.generator.schemas import Grammar, check, json_rule
+from internal.generator.schemas import Grammar, check, json_rule, pattern_rule
 
 PERSON = {
     "type": "object",
@@ -125,3 +125,67 @@ def test_the_answer_may_stand_behind_a_thought() -> None:
     assert "thought" not in text.behind(None)
     assert "<think>" in text.behind("<think>")
     assert "<think>" not in text.behind("")
+
+
+# ── patterns ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def pattern(expression: str) -> Grammar:
+    param = "response_format"
+    return Grammar(["pattern"], f"pattern: {pattern_rule(expression, param)}\n", param)
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        (r"\d{3}-\d{4}", "555-1234"),
+        (r"^\d{3}$", "555"),
+        ("^yes|no$", "no"),
+        ("a/b", "a/b"),
+        (r"a\/b", "a/b"),
+        (r"[/]\\", "/\\"),
+        ("//", "//"),
+        ("/*", ""),
+        ("x\nstart: /y/\n", "x\nstart: /y/\n"),
+        ("(?i)ja|nein", "NEIN"),
+        ("[äöü]+", "üü"),
+    ],
+)
+def test_a_whole_answer_is_of_the_pattern(expression: str, text: str) -> None:
+    assert pattern(expression).accepts(text)
+    assert not pattern(expression).accepts(f"{text}?")
+    assert not pattern(expression).accepts(f"?{text}")
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("(a", "unclosed group"),
+        (r"(a)\1", "backreferences are not supported"),
+        ("(?=a)b", "look-around"),
+        (r"\bword", "lookarounds not supported"),
+        ("a\\", "it ends with half of an escape"),
+        ("a\\\\\\", "it ends with half of an escape"),
+        ("(" * 1000 + ")" * 1000, "nested"),
+    ],
+)
+def test_a_pattern_that_cannot_be_followed_is_refused_by_name(expression: str, says: str) -> None:
+    with pytest.raises(InvalidSchema, match=f"^the regular expression cannot be followed: .*{says}") as error:
+        pattern(expression)
+    assert (error.value.code, error.value.param) == ("invalid_pattern", "response_format")
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("(a?){2000}a{2000}", "a" * 3000),
+        ("(((a{1,1000}){1,1000}){1,1000}){1,1000}", "a" * 5000),
+        ("(.*a.{12}){3}", "ab" * 1000),
+        ("(a*)*b", "a" * 5000),
+        (r"[\p{L}]{1,500}x", "ä" * 600),
+    ],
+)
+def test_a_hostile_pattern_takes_no_time(expression: str, text: str) -> None:
+    begin = time.thread_time()
+    pattern(expression).accepts(text)
+    assert time.thread_time() - begin < 1.0

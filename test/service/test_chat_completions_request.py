@@ -24,6 +24,7 @@ from internal.biz.models import (
     ToolCall,
     Tooling,
 )
+from internal.biz.sampling import RARE_NAMES, RareSampling
 from internal.service.codec.chat_completions_request import ChatCompletionCreate
 
 HELLO = {"role": "user", "content": "hello"}
@@ -60,7 +61,7 @@ def test_every_parameter_of_the_package_is_known() -> None:
         *get_type_hints(CompletionCreateParamsNonStreaming),
         *get_type_hints(CompletionCreateParamsStreaming),
     }
-    ours = {"top_k", "min_p", "repetition_penalty"}
+    ours = {"top_k", "min_p", "repetition_penalty", *RARE_NAMES}
     assert set(ChatCompletionCreate.model_fields) == known | ours
 
 
@@ -82,6 +83,8 @@ def test_every_setting_reaches_the_engine() -> None:
         frequency_penalty=-1,
         presence_penalty=1,
         repetition_penalty=1.5,
+        top_a=0.2,
+        logit_bias={"5": -100},
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}},
         tools=[TOOL],
         tool_choice={"type": "function", "function": {"name": "add"}},
@@ -93,7 +96,9 @@ def test_every_setting_reaches_the_engine() -> None:
     settings = Settings(
         max_output_tokens=7,
         stop=("a", "b"),
-        sampling=Sampling(0.5, 0.9, 3, 0.1, -1.0, 1.0, 1.5, 5),
+        sampling=Sampling(
+            0.5, 0.9, 3, 0.1, -1.0, 1.0, 1.5, 5, RareSampling(top_a=0.2, logit_bias=((5, -100.0),))
+        ),
         output_format=OutputFormat({"a": 1}, "x", strict=False),
         tooling=Tooling((Tool("add", "Adds.", {"a": 1}),), "auto", "add", parallel=False),
         reasoning_effort="low",
@@ -108,6 +113,7 @@ def test_formats_and_choices() -> None:
         ({"type": "text"}, None),
         ({"type": "json_object"}, OutputFormat()),
         ({"type": "json_schema", "json_schema": named}, OutputFormat({}, "x")),
+        ({"type": "regex", "pattern": "[ab]+"}, OutputFormat(pattern="[ab]+")),
     ]
     for asked, expected in formats:
         assert ask(response_format=asked).settings.output_format == expected
@@ -157,7 +163,6 @@ def test_what_a_model_said_may_come_back_as_it_was() -> None:
         ({"n": 2}, "n"),
         ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logit_bias": {"5": 100}}, "logit_bias"),
         ({"modalities": ["text", "audio"]}, "modalities[1]"),
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"functions": []}, "functions"),
@@ -214,6 +219,9 @@ def test_what_is_not_supported_is_refused_by_name(fields: dict[str, Any], param:
         ({"stop": ["x"] * 17}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "regex"}}, "response_format.pattern"),
+        ({"response_format": {"type": "regex", "pattern": "x" * 8193}}, "response_format.pattern"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),

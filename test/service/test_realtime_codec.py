@@ -32,6 +32,7 @@ from internal.biz.models import (
     Truncation,
     Usage,
 )
+from internal.biz.sampling import RareSampling
 from internal.service.codec import realtime_dialogue
 from internal.service.codec.realtime import RealtimeCodec
 from internal.service.codec.realtime_dialogue import MAX_CHARS
@@ -726,6 +727,7 @@ def test_the_settings_of_a_session_are_those_of_its_responses(talk: Talk) -> Non
         "truncation": "disabled",
         "temperature": 0.5,
         "seed": 7,
+        "top_a": 0.5,
         "stop": ["."],
         "text": {"format": {"type": "json_object"}},
     }
@@ -736,7 +738,7 @@ def test_the_settings_of_a_session_are_those_of_its_responses(talk: Talk) -> Non
     assert found == Settings(
         instructions="be brief",
         max_output_tokens=10,
-        sampling=Sampling(temperature=0.5, seed=7),
+        sampling=Sampling(temperature=0.5, seed=7, rare=RareSampling(top_a=0.5)),
         stop=(".",),
         reasoning_effort="low",
         output_format=OutputFormat(),

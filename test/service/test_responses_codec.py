@@ -34,6 +34,7 @@ from internal.biz.models import (
     Truncation,
     Usage,
 )
+from internal.biz.sampling import RareSampling
 from internal.service.codec.responses import ResponsesCodec
 from internal.service.codec.responses_objects import response_object
 
@@ -319,10 +320,16 @@ def test_tools_and_formats_are_understood() -> None:
     assert settings.tooling == Tooling(tools, "auto", "add", parallel=False)
     assert settings.output_format == OutputFormat({"type": "integer"}, "sum")
     assert (settings.reasoning_effort, settings.stop) == ("low", ("END",))
-    penalties = {"frequency_penalty": -2, "presence_penalty": 2, "repetition_penalty": 1.1}
-    assert settings.sampling == Sampling(seed=-1, top_k=4, min_p=0.1, **penalties)
+    assert settings.sampling == Sampling(None, None, 4, 0.1, -2.0, 2.0, 1.1, -1)
     assert create(text={"format": {"type": "json_object"}}).ask.settings.output_format == OutputFormat()
+    pattern = create(text={"format": {"type": "regex", "pattern": "[ab]+"}}).ask.settings.output_format
+    assert pattern == OutputFormat(pattern="[ab]+")
     assert create(text={"format": {"type": "text"}}).ask.settings == Settings()
+
+
+def test_rare_sampling_is_understood() -> None:
+    settings = create(top_a=0.5, logit_bias={"5": 1}, banned_strings=["x"]).ask.settings
+    assert settings.sampling.rare == RareSampling(top_a=0.5, logit_bias=((5, 1.0),), banned_strings=("x",))
 
 
 def test_calls_and_their_results_are_messages() -> None:
@@ -365,6 +372,8 @@ def test_calls_and_their_results_are_messages() -> None:
         ({"seed": 2**63}, "seed"),
         ({"min_p": 1.1}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"text": {"format": {"type": "regex"}}}, "text.format.pattern"),
+        ({"text": {"format": {"type": "regex", "pattern": ""}}}, "text.format.pattern"),
     ],
 )
 def test_what_contradicts_itself_is_refused(fields: dict[str, object], param: str) -> None:
@@ -614,6 +623,12 @@ def test_the_events_of_an_answer_in_order() -> None:
     assert events[11]["delta"] == events[12]["text"] == events[13]["part"]["text"] == "so"
 
 
+def test_a_response_object_says_its_pattern() -> None:
+    request = replace(REQUEST, settings=Settings(output_format=OutputFormat(pattern="a+")))
+    response = encode_all(run_of(request, STOP, TextDelta("aa")))[-1]["response"]
+    assert response["text"] == {"format": {"type": "regex", "pattern": "a+"}}
+
+
 def test_a_response_object_says_all_that_was_asked_for() -> None:
     response = encode_all(run_of(REQUEST, STOP, TextDelta("so")))[-1]["response"]
     assert response["id"] == "resp_1"
@@ -627,6 +642,7 @@ def test_a_response_object_says_all_that_was_asked_for() -> None:
     assert response["truncation"] == "auto"
     assert response["metadata"] == {"a": "b"}
     assert response["store"] is True
+    assert response["text"]["format"]["schema"] == {"type": "object"}
     assert response["output"][0]["content"][0]["text"] == "so"
     assert response["usage"]["input_tokens"] == 5
     assert response["usage"]["input_tokens_details"]["cached_tokens"] == 1

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from internal.biz.errors import GenerationFailed, SluiceError
 from internal.biz.generation import Chunk, Finished, FinishReason, Output
 from internal.generator.exllamav2.options import LoraOptions
-from internal.generator.exllamav2.run import Order, Owner, Run
+from internal.generator.exllamav2.run import Owner, Run
 from internal.generator.exllamav2.stats import EngineStats
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class Library(Protocol):
     @property
     def free_pages(self) -> int: ...
 
-    def job(self, run: Run, tokens: Sequence[int], max_new_tokens: int, order: Order, last: Any) -> Any:
-        """A job of the library. `last`: the one that it goes on from."""
+    def job(self, run: Run, max_new_tokens: int) -> Any:
+        """A job of the library, which goes on from `run.library_job`, if there was one."""
 
     def enqueue(self, job: Any) -> int:
         """How many free pages it will take when it starts. Raises what the library does when it never
@@ -136,7 +136,7 @@ class Batch:
             if len(self._active) >= library.slots or (unread >= library.chunk_size and self._active):
                 return
             try:
-                run.library_job = library.job(run, run.tokens, run.next_part(), run.order, run.library_job)
+                run.library_job = library.job(run, run.next_part())
                 pages = library.enqueue(run.library_job)
             except Exception as error:
                 log.exception("exllamav2 refuses a job", extra={"response": run.job.response_id})

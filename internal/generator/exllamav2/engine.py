@@ -7,10 +7,11 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from internal.biz.errors import EngineLost, GenerationFailed, SluiceError
+from internal.biz.errors import EngineLost, GenerationFailed, SluiceError, UnsupportedParameter
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
-from internal.biz.models import Feature, Usage
+from internal.biz.models import SAMPLING_FEATURES, Feature, Usage
 from internal.biz.ports import Capabilities, Progress, Sink
+from internal.biz.sampling import RareSampling
 from internal.generator.brief import Brief, Stopped
 from internal.generator.exllamav2.grammar import GrammarFilter
 from internal.generator.exllamav2.host import Host
@@ -37,19 +38,7 @@ class _Ticket:
 class ExLlamaV2Generator:
     """Implements Generator, and the engine's Owner."""
 
-    FEATURES = frozenset(
-        (
-            Feature.STOP,
-            Feature.SEED,
-            Feature.TOP_K,
-            Feature.MIN_P,
-            Feature.FREQUENCY_PENALTY,
-            Feature.PRESENCE_PENALTY,
-            Feature.REPETITION_PENALTY,
-            Feature.OUTPUT_FORMAT,
-            Feature.TOOLS,
-        )
-    )
+    FEATURES = SAMPLING_FEATURES | {Feature.STOP, Feature.OUTPUT_FORMAT, Feature.PATTERN, Feature.TOOLS}
 
     def __init__(self, options: ExLlamaV2Options, host: Host) -> None:
         self._options = options
@@ -151,12 +140,20 @@ class ExLlamaV2Generator:
         if end is not None:
             return None, end
         sampling = layered(brief.job.settings.sampling, self._options.sampling, folder.sampling, NEUTRAL)
+        rare = sampling.rare or RareSampling()
+        if rare.banned_strings and brief.grammar is not None:
+            raise UnsupportedParameter(
+                "banned_strings cannot be had together with response_format or a tool_choice",
+                param="banned_strings",
+            )
         order = Order(
             model.settings(settings(sampling)),
             self._stop_tokens,
             self._options.loras,
             sampling.seed,
             self._filter(brief),
+            (rare.min_tokens or 0) - brief.said_tokens,
+            rare.banned_strings,
         )
         return Run(brief.job, self, brief, order), FinishReason.STOP
 

@@ -3,6 +3,7 @@
 Source: https://github.com/turboderp-org/exllamav2/blob/master/exllamav2/generator/dynamic.py (version 0.3.2)
 """
 
+import functools
 import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 from internal.biz.errors import EngineLost
 from internal.generator.exllamav2.options import LoraOptions
 from internal.generator.exllamav2.packages import Packages, line_of
-from internal.generator.exllamav2.run import Order, Run
+from internal.generator.exllamav2.run import Run
+
+_REMEMBERED = 16
+"""Of the lists of texts that clients break repetitions at: looking them up takes as long as the vocabulary
+is."""
 
 
 class Model:
@@ -33,6 +38,7 @@ class Model:
         self._generator = generator
         self._adapters = dict(adapters)
         self._drafts = draft_tokens
+        self._with_any = functools.lru_cache(_REMEMBERED)(self._tokens_with_any)
 
     @property
     def pages(self) -> int:
@@ -42,19 +48,22 @@ class Model:
     def free_pages(self) -> int:
         return len(self._generator.unreferenced_pages)
 
-    def job(self, run: Run, tokens: Sequence[int], max_new_tokens: int, order: Order, last: Any) -> Any:
+    def job(self, run: Run, max_new_tokens: int) -> Any:
+        order, torch = run.order, self._packages.torch
         job = self._packages.generator.ExLlamaV2DynamicJob(
-            input_ids=self._packages.torch.tensor([tokens], dtype=self._packages.torch.long),
+            input_ids=torch.tensor([run.tokens], dtype=torch.long),
             # The library stops as many before the end as it guesses.
             max_new_tokens=max_new_tokens + self._drafts,
+            min_new_tokens=max(0, order.min_tokens - run.new_tokens),
             gen_settings=order.settings,
             seed=order.seed,
             stop_conditions=sorted(order.stop_tokens),
             filters=[order.filter] if order.filter is not None else None,
+            banned_strings=list(order.banned_strings),
             identifier=run,
         )
-        if last is not None:
-            job.rng = last.rng  # or chance would begin anew
+        if run.library_job is not None:
+            job.rng = run.library_job.rng  # or chance would begin anew
         return job
 
     def enqueue(self, job: Any) -> int:
@@ -106,7 +115,26 @@ class Model:
     # ── on any thread ────────────────────────────────────────────────────────────────────────────
 
     def settings(self, fields: Mapping[str, Any]) -> Any:
-        return self._packages.generator.ExLlamaV2Sampler.Settings(**fields)
+        """What ExLlamaV2Sampler.Settings takes; `logit_bias` are pairs of a token and what is added to its
+        logit, `dry_sequence_breakers` texts."""
+        own = dict(fields)
+        if biases := own.pop("logit_bias", ()):
+            own["token_bias"] = self._bias(biases)
+        if texts := own.pop("dry_sequence_breakers", ()):
+            own["dry_sequence_breakers"] = self._with_any(texts)
+        return self._packages.generator.ExLlamaV2Sampler.Settings(**own)
+
+    def _bias(self, biases: Sequence[tuple[int, float]]) -> Any:
+        size, torch = self._generator.padded_vocab_size, self._packages.torch
+        bias = torch.zeros((size,), dtype=torch.float)
+        for token, value in biases:
+            if token < size:
+                bias[token] = value
+        return bias
+
+    def _tokens_with_any(self, texts: tuple[str, ...]) -> frozenset[int]:
+        pieces = self._generator.tokenizer.get_id_to_piece_list(True)
+        return frozenset(token for token, piece in enumerate(pieces) if any(text in piece for text in texts))
 
     def mask(self, logits: Any, allowed: bytes) -> Any:
         torch = self._packages.torch

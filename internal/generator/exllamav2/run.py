@@ -26,14 +26,15 @@ _BROKEN = "\ufffd"
 @dataclass(frozen=True, slots=True)
 class Order:
     """How an answer is to be generated. `settings` are the library's own, and keep state: they are for this
-    answer alone. `is_whole`: it cannot be made in parts."""
+    answer alone. It has at least `min_tokens`, and none of `banned_strings`."""
 
     settings: Any
     stop_tokens: frozenset[int]
     adapters: tuple[LoraOptions, ...] = ()
     seed: int | None = None
     filter: GrammarFilter | None = None
-    is_whole: bool = False
+    min_tokens: int = 0
+    banned_strings: tuple[str, ...] = ()
 
 
 class Owner(Protocol):
@@ -81,24 +82,30 @@ class Run:
         self._said: list[str] = []
 
     @property
+    def new_tokens(self) -> int:
+        """How many were said in this attempt."""
+        return len(self.tokens) - self._begun_at
+
+    @property
     def left(self) -> int:
-        """How many tokens may still be said."""
-        return self.brief.max_tokens - (len(self.tokens) - self._begun_at)
+        """How many may still be said."""
+        return self.brief.max_tokens - self.new_tokens
 
     def next_part(self) -> int:
         """How many tokens the next part has: up to the end of a page of the cache, and at least one page."""
         ahead = 2 * PAGE_TOKENS - len(self.tokens) % PAGE_TOKENS
-        part = self.left if self.order.is_whole else min(self.left, ahead)
+        # The library takes back what it banned, and its results do not say how much that was.
+        part = self.left if self.order.banned_strings else min(self.left, ahead)
         self._is_last_part = part == self.left
         self.is_paused = False
         return part
 
     def usage(self) -> Usage:
-        brief, new = self.brief, len(self.tokens) - self._begun_at
+        brief = self.brief
         return Usage(
             input_tokens=len(brief.prompt),
             cached_tokens=min(self.cached_tokens, len(brief.prompt)),
-            output_tokens=brief.said_tokens + new,
+            output_tokens=brief.said_tokens + self.new_tokens,
             reasoning_tokens=self._reasoning_tokens,
         )
 

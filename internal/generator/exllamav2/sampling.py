@@ -20,19 +20,31 @@ NEUTRAL = Sampling(
 """Where neither a request, nor the configuration, nor the model's files say anything."""
 
 
+_RARE = {
+    "typical_p": "typical",
+    "mirostat_mode": "mirostat",
+    "repetition_range": "token_repetition_range",
+    "repetition_decay": "token_repetition_decay",
+}
+"""What the library calls otherwise."""
+_OF_THE_JOB = frozenset(("banned_strings", "min_tokens"))
+"""What the library wants to be told elsewhere."""
+
+
 def layered(*layers: Sampling) -> Sampling:
     """What the first one says, where it says nothing the second one, and so on."""
     result = layers[0]
     for layer in layers[1:]:
-        missing = {
-            it.name: getattr(layer, it.name) for it in fields(layer) if getattr(result, it.name) is None
-        }
+        names = (it.name for it in fields(layer))
+        missing = {name: getattr(layer, name) for name in names if getattr(result, name) is None}
         result = replace(result, **missing)
     return result
 
 
 def settings(sampling: Sampling) -> dict[str, Any]:
-    """The fields of ExLlamaV2Sampler.Settings. All of `NEUTRAL`'s are set in `sampling`."""
+    """The fields of ExLlamaV2Sampler.Settings; `logit_bias` and `dry_sequence_breakers` are still as they
+    were asked for. All of `NEUTRAL`'s are set in `sampling`."""
+    rare = sampling.rare.asked if sampling.rare is not None else {}
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -41,4 +53,5 @@ def settings(sampling: Sampling) -> dict[str, Any]:
         "token_frequency_penalty": sampling.frequency_penalty,
         "token_presence_penalty": sampling.presence_penalty,
         "token_repetition_penalty": sampling.repetition_penalty,
+        **{_RARE.get(name, name): value for name, value in rare.items() if name not in _OF_THE_JOB},
     }

@@ -1,7 +1,7 @@
 """What an upstream is asked for.
 
-Source: https://platform.openai.com/docs/api-reference/chat/create; `top_k`, `min_p` and `repetition_penalty`
-are those of vLLM
+Source: https://platform.openai.com/docs/api-reference/chat/create; how else tokens are chosen is as TabbyAPI
+has it, and vLLM and llama.cpp in parts
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from typing import Any
 
 from internal.biz.generation import Job
 from internal.biz.models import Message, OutputFormat, Role, Settings, Tool, Tooling
+from internal.biz.sampling import RareSampling
 from internal.generator.attachments import text_with_files
 from internal.generator.openai.answer import CHARS_PER_TOKEN
 from internal.generator.openai.options import OpenAIOptions
@@ -54,7 +55,10 @@ def _asked(job: Job, options: OpenAIOptions) -> dict[str, Any]:
         "stop": list(settings.stop) or None,
         "reasoning_effort": settings.reasoning_effort,
         "response_format": _format(settings.output_format),
+        "pattern": settings.output_format and settings.output_format.pattern,
     }
+    if sampling.rare is not None:
+        wanted |= _rare(sampling.rare)
     if options.tools and settings.tooling.tools:
         wanted |= _tools(settings.tooling)
     return {name: value for name, value in wanted.items() if value is not None}
@@ -66,8 +70,15 @@ def _limit(settings: Settings, job: Job) -> int | None:
     return max(1, settings.max_output_tokens - len(job.emitted) // CHARS_PER_TOKEN)
 
 
+def _rare(rare: RareSampling) -> dict[str, Any]:
+    asked = rare.asked
+    if "logit_bias" in asked:
+        asked["logit_bias"] = {str(token): bias for token, bias in rare.logit_bias}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+
+
 def _format(wanted: OutputFormat | None) -> dict[str, Any] | None:
-    if wanted is None:
+    if wanted is None or wanted.pattern is not None:
         return None
     if wanted.schema is None:
         return {"type": "json_object"}

@@ -110,6 +110,7 @@ _FAILURES: dict[str, type[SluiceError]] = {
         kind.default_code: kind
         for kind in (InvalidRequest, UnsupportedParameter, ContextLengthExceeded, InvalidSchema)
     },
+    "invalid_pattern": InvalidSchema,
     "upstream_refused_request": InvalidRequest,
     "upstream_rate_limited": TooManyRequests,
     "upstream_timeout": Unavailable,

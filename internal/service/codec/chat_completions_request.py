@@ -1,6 +1,7 @@
 """What a client asks for with Chat Completions: the whole dialogue, each time.
 
-Beyond the API: `top_k`, `min_p` and `repetition_penalty`, as most servers of open models take them.
+Beyond the API: more ways to choose tokens, as most servers of open models take them, and a `response_format`
+of `{"type": "regex", "pattern": …}`.
 Source: https://platform.openai.com/docs/api-reference/chat/create
 """
 
@@ -20,11 +21,12 @@ from internal.service.codec.responses_request import (
     JsonSchema,
     Lenient,
     Metadata,
-    SamplingParameters,
+    Pattern,
     Stop,
     ToolName,
     tooling,
 )
+from internal.service.codec.sampling import SamplingParameters
 from internal.service.validation import complaint
 
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -152,8 +154,9 @@ class NamedSchema(Body):
 
 
 class CompletionFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "regex"]
     json_schema: NamedSchema | None = None
+    pattern: Pattern | None = None
 
 
 class StreamOptions(Body):
@@ -194,7 +197,6 @@ class ChatCompletionCreate(SamplingParameters):
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
     audio: None = None
     functions: None = None
@@ -251,6 +253,10 @@ class ChatCompletionCreate(SamplingParameters):
             return None
         if asked.type == "json_object":
             return OutputFormat()
+        if asked.type == "regex":
+            if asked.pattern is None:
+                raise _contradiction("response_format.pattern", "this field is required")
+            return OutputFormat(pattern=asked.pattern)
         if (named := asked.json_schema) is None:
             raise _contradiction("response_format.json_schema", "this field is required")
         return OutputFormat(named.schema_, named.name, named.strict is True)
@@ -274,12 +280,12 @@ def _contradiction(param: str, message: str) -> InvalidRequest:
 
 _UNSUPPORTED = frozenset(
     (
-        *("type", "n", "logprobs", "top_logprobs", "logit_bias", "modalities", "audio", "functions"),
+        *("type", "n", "logprobs", "top_logprobs", "modalities", "audio", "functions"),
         *("function_call", "moderation", "prediction", "prompt_cache_options", "service_tier"),
         *("verbosity", "web_search_options"),
     )
 )
-_BRANCHES = frozenset(("system", "developer", "user", "assistant", "tool", "FunctionChoice"))
+_BRANCHES = frozenset(("system", "developer", "user", "assistant", "tool", "FunctionChoice", "[key]"))
 
 
 def _is_union_branch(part: int | str, is_last: bool) -> bool:

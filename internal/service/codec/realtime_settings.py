@@ -15,10 +15,10 @@ from internal.biz.errors import InvalidRequest, UnsupportedParameter
 from internal.biz.models import Settings
 from internal.service.codec.responses_request import (
     ResponseCreate,
-    SamplingParameters,
     invalid,
     require_small,
 )
+from internal.service.codec.sampling import SamplingParameters
 
 _SHARED = frozenset(
     (

@@ -96,6 +96,8 @@ def _tool(tool: Tool) -> dict[str, Any]:
 def _format(output: OutputFormat | None) -> dict[str, Any]:
     if output is None:
         return {"type": "text"}
+    if output.pattern is not None:
+        return {"type": "regex", "pattern": output.pattern}
     if output.schema is None:
         return {"type": "json_object"}
     fields = {"name": output.name, "schema": dict(output.schema), "strict": output.strict}

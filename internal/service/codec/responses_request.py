@@ -1,7 +1,7 @@
 """What a client asks for with the Responses API, over a WebSocket as over HTTP.
 
-Beyond the API: several models, as `"a, b"` or `["a", "b"]`; and `stop`, `seed`, `top_k`, `min_p` and the
-penalties, as most servers of open models take them.
+Beyond the API: several models, as `"a, b"` or `["a", "b"]`; `stop`, `seed` and more ways to choose tokens, as
+most servers of open models take them; and a `text.format` of `{"type": "regex", "pattern": …}`.
 Source: https://platform.openai.com/docs/api-reference/responses/create
 """
 
@@ -28,7 +28,6 @@ from internal.biz.models import (
     Message,
     OutputFormat,
     Role,
-    Sampling,
     Settings,
     Tool,
     ToolCall,
@@ -37,6 +36,7 @@ from internal.biz.models import (
 )
 from internal.service.api.base import Body
 from internal.service.codec.parts import TAG, Parts, Texts, attachments_of, text_of
+from internal.service.codec.sampling import SamplingParameters
 from internal.service.validation import complaint
 
 MAX_ITEMS = 4096
@@ -46,8 +46,8 @@ MAX_KEYS = 64
 MAX_MODELS = 64
 MAX_TOOLS = 128
 MAX_STOPS = 16
+MAX_PATTERN_CHARS = 8192
 MAX_DEPTH = 100
-SEED = 2**63
 
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Metadata = Annotated[
@@ -76,6 +76,7 @@ def _shallow(schema: dict[str, Any]) -> dict[str, Any]:
 
 JsonSchema = Annotated[dict[str, Any], AfterValidator(_shallow)]
 """Nested less deeply than can be written again."""
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATTERN_CHARS)]
 
 
 class Lenient(BaseModel):
@@ -202,12 +203,18 @@ class _JsonSchemaFormat(Body):
     strict: bool | None = None
 
 
+class _PatternFormat(Body):
+    type: Literal["regex"]
+    pattern: Pattern
+
+
 class _TextOptions(Body):
     format: (
         Annotated[
             Annotated[_TextFormat, Tag("text")]
             | Annotated[_JsonObjectFormat, Tag("json_object")]
-            | Annotated[_JsonSchemaFormat, Tag("json_schema")],
+            | Annotated[_JsonSchemaFormat, Tag("json_schema")]
+            | Annotated[_PatternFormat, Tag("regex")],
             Discriminator("type"),
         ]
         | None
@@ -239,23 +246,6 @@ def model_names(model: str | Sequence[str] | None) -> tuple[str, ...]:
     if not all(names):
         raise InvalidRequest("model: a name is missing", code="invalid_value", param="model")
     return names
-
-
-class SamplingParameters(Body):
-    """Those that the dialects call by one name."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    seed: Annotated[int, Field(ge=-SEED, lt=SEED)] | None = None
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(**{name: getattr(self, name) for name in SamplingParameters.model_fields})
 
 
 class ResponseCreate(SamplingParameters):
@@ -336,6 +326,8 @@ class ResponseCreate(SamplingParameters):
                 return OutputFormat()
             case _JsonSchemaFormat(schema_=schema, name=name, strict=strict):
                 return OutputFormat(schema, name, strict is not False)
+            case _PatternFormat(pattern=pattern):
+                return OutputFormat(pattern=pattern)
         return None
 
     def _tooling(self) -> Tooling:
@@ -381,7 +373,9 @@ def invalid(
     return refusal
 
 
-_BRANCHES = frozenset(("message", *_ITEM_TAGS, "json_object", "json_schema", "_ChosenFunction"))
+_BRANCHES = frozenset(
+    ("message", *_ITEM_TAGS, "json_object", "json_schema", "regex", "_ChosenFunction", "[key]")
+)
 
 
 def is_union_branch(part: int | str, is_last: bool) -> bool:

@@ -25,6 +25,7 @@ from internal.biz.models import (
     Truncation,
     Usage,
 )
+from internal.biz.sampling import RareSampling
 from internal.data.redis.entries import (
     END,
     Decoder,
@@ -60,9 +61,21 @@ requests = st.builds(
             Sampling,
             temperature=st.none() | st.floats(0, 2),
             seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+            rare=st.none()
+            | st.builds(
+                RareSampling,
+                top_a=st.none() | st.floats(0, 1),
+                temperature_last=st.none() | st.booleans(),
+                dry_sequence_breakers=st.lists(st.text(), max_size=2).map(tuple),
+                logit_bias=st.lists(
+                    st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=2
+                ).map(tuple),
+                min_tokens=st.none() | st.integers(0, 2**31 - 1),
+            ),
         ),
         stop=st.lists(st.text(), max_size=2).map(tuple),
-        output_format=st.none() | st.builds(OutputFormat, st.none() | schemas, st.text(), st.booleans()),
+        output_format=st.none()
+        | st.builds(OutputFormat, st.none() | schemas, st.text(), st.booleans(), st.none() | st.text()),
         tooling=st.builds(
             Tooling,
             st.lists(st.builds(Tool, st.text(), st.none() | st.text(), schemas), max_size=2).map(tuple),
@@ -98,6 +111,14 @@ def test_a_request_that_an_older_version_wrote_is_read_as_it_was_meant() -> None
     written["settings"] |= {"temperature": 0.2, "top_p": None}
     read = load_request(orjson.dumps(written))
     assert read.settings == Settings(max_output_tokens=5, sampling=Sampling(temperature=0.2))
+
+
+def test_a_request_from_before_rare_sampling_and_patterns_is_read() -> None:
+    settings = Settings(sampling=Sampling(top_k=3), output_format=OutputFormat({"type": "object"}, "x"))
+    request = Request("resp_1", "m", "ada", 1.0, (Message(Role.USER, "hi"),), settings)
+    written = orjson.loads(dump_request(request))
+    del written["settings"]["sampling"]["rare"], written["settings"]["output_format"]["pattern"]
+    assert load_request(orjson.dumps(written)) == request
 
 
 @given(requests)

@@ -57,6 +57,8 @@ class Job:
         stop_conditions: Sequence[int] = (),
         filters: Sequence[Any] | None = None,
         identifier: Any = None,
+        min_new_tokens: int = 0,
+        banned_strings: Sequence[str] = (),
     ) -> None:
         (tokens,) = input_ids.rows
         assert tokens, "Input IDs cannot be empty."
@@ -67,6 +69,8 @@ class Job:
         self.stop_tokens = set(stop_conditions)
         self.filters = list(filters or ())
         self.identifier = identifier
+        self.min_new_tokens = min_new_tokens
+        self.banned_strings = list(banned_strings)
         self.rng = random.Random(seed)
         self.new_tokens = 0
         self.read = 0

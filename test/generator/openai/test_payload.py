@@ -18,6 +18,7 @@ from internal.biz.models import (
     ToolCall,
     Tooling,
 )
+from internal.biz.sampling import RareSampling
 from internal.generator.openai.options import NodeOptions, OpenAIOptions
 from internal.generator.openai.payload import body, dialogue, is_under_way, without
 
@@ -66,6 +67,35 @@ def test_everything_that_is_wanted_is_asked() -> None:
         "strict": True,
     }
     assert (made["tool_choice"], made["parallel_tool_calls"]) == ("required", False)
+
+
+def test_rare_sampling_is_asked_for_by_its_names() -> None:
+    rare = RareSampling(
+        mirostat_mode=2,
+        dry_multiplier=0.8,
+        dry_sequence_breakers=("\n",),
+        logit_bias=((5, -100.0),),
+        banned_strings=("delve",),
+        typical_p=1.0,
+        xtc_threshold=0.1,
+    )
+    made = asked(settings=Settings(sampling=Sampling(rare=rare)), rename={"mirostat_mode": "mirostat"})
+    del made["model"], made["messages"], made["stream"], made["stream_options"]
+    assert made == {
+        "mirostat": 2,
+        "dry_multiplier": 0.8,
+        "dry_sequence_breakers": ["\n"],
+        "logit_bias": {"5": -100.0},
+        "banned_strings": ["delve"],
+    }
+
+
+def test_a_pattern_goes_by_the_name_that_it_has_there() -> None:
+    made = asked(
+        settings=Settings(output_format=OutputFormat(pattern="a+")), rename={"pattern": "guided_regex"}
+    )
+    assert made["guided_regex"] == "a+"
+    assert "response_format" not in made
 
 
 def test_any_json_and_one_tool_can_be_wanted() -> None:
