@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from internal.conf.settings import EchoModel, LlamaCppModel, OpenAIModel, Settings
+from internal.conf.settings import EchoModel, ExLlamaV2Model, LlamaCppModel, OpenAIModel, Settings
 
 PREFIX = "SLUICE_"
 
@@ -146,6 +146,7 @@ def _variant(generator: str) -> type[BaseModel]:
     variants: dict[str, type[BaseModel]] = {
         "echo": EchoModel,
         "llamacpp": LlamaCppModel,
+        "exllamav2": ExLlamaV2Model,
         "openai": OpenAIModel,
     }
     return variants[generator]

@@ -41,7 +41,7 @@ class ExLlamaV2Generator:
     FEATURES = SAMPLING_FEATURES | {Feature.STOP, Feature.OUTPUT_FORMAT, Feature.PATTERN, Feature.TOOLS}
 
     def __init__(self, options: ExLlamaV2Options, host: Host) -> None:
-        self._options = options
+        self.options = options
         self._host = host
         self._sink: Sink | None = None
         self._tickets: dict[Job, _Ticket] = {}
@@ -54,7 +54,7 @@ class ExLlamaV2Generator:
     @property
     def capabilities(self) -> Capabilities:
         model, slots = self._host.model, self._host.slots
-        context = model.context if model is not None else self._options.load.max_seq_len
+        context = model.context if model is not None else self.options.load.max_seq_len
         # Who would have to wait for a place in the cache waits in the queue, where turns are fair.
         return Capabilities(context, min(slots, max(1, len(self._tickets))) if self._host.is_full else slots)
 
@@ -69,12 +69,12 @@ class ExLlamaV2Generator:
         assert folder is not None
         assert encoder is not None
         self._template = self._load_template(folder)
-        found = {text: encoder.special(text) for text in self._options.stop}
+        found = {text: encoder.special(text) for text in self.options.stop}
         self._stop_texts = tuple(text for text, token in found.items() if token is None)
         self._stop_tokens = folder.stop_tokens | {token for token in found.values() if token is not None}
 
     def _load_template(self, folder: ModelFolder) -> ChatTemplate:
-        file = self._options.template
+        file = self.options.template
         source = file.read_text(encoding="utf-8") if file is not None else folder.chat_template
         if not source:
             raise GenerationFailed(
@@ -126,20 +126,20 @@ class ExLlamaV2Generator:
                 self._host.cancel(run)
 
     def _brief(self, brief: Brief) -> tuple[Run | None, FinishReason]:
-        host, load = self._host, self._options.load
+        host, load = self._host, self.options.load
         model, folder = host.model, host.folder
         if model is None or folder is None:
             raise Stopped
         end = brief.prepare(
             context=model.context,
-            max_output_tokens=self._options.max_output_tokens,
+            max_output_tokens=self.options.max_output_tokens,
             spare=1 + load.draft_tokens,
             stop=self._stop_texts,
             replays=False,
         )
         if end is not None:
             return None, end
-        sampling = layered(brief.job.settings.sampling, self._options.sampling, folder.sampling, NEUTRAL)
+        sampling = layered(brief.job.settings.sampling, self.options.sampling, folder.sampling, NEUTRAL)
         rare = sampling.rare or RareSampling()
         if rare.banned_strings and brief.grammar is not None:
             raise UnsupportedParameter(
@@ -149,7 +149,7 @@ class ExLlamaV2Generator:
         order = Order(
             model.settings(settings(sampling)),
             self._stop_tokens,
-            self._options.loras,
+            self.options.loras,
             sampling.seed,
             self._filter(brief),
             (rare.min_tokens or 0) - brief.said_tokens,

@@ -245,7 +245,8 @@ class ScriptedLibrary:
         """How many answers were in each step."""
         self.holds: Callable[[str], bool] = lambda text: False
         self.before_step: Callable[[], None] = lambda: None
-        self.model_tokens = 8192
+        self.model_tokens: dict[str, int] = {}
+        """How many tokens the models take, by the names of their folders, where it is not 8192."""
         self.load_error: Exception | None = None
         self.devices = 1
         self.torch = self._torch()
@@ -322,7 +323,7 @@ class ScriptedLibrary:
     def _config(self, path: str) -> SimpleNamespace:
         return SimpleNamespace(
             path=path,
-            max_seq_len=self.model_tokens,
+            max_seq_len=self.model_tokens.get(Path(path).name, 8192),
             no_flash_attn=False,
             arch_compat_overrides=lambda quiet: None,
         )
