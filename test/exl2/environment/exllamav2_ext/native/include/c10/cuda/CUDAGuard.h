@@ -1,0 +1,1 @@
+// Empty: included, but not used, by the sources that are compiled.
