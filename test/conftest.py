@@ -1,4 +1,5 @@
-"""What all tests share: a watched event loop, its clock, servers that keep data, requests, a reader of logs.
+"""What all tests share: a watched event loop, its clock, servers that keep data, requests, a reader of logs,
+and one of what engines say.
 
 A test that uses the event loop fails when a callback takes the loop for longer than 100 ms, when an error
 reaches the loop's exception handler, and when a task is left behind.
@@ -10,6 +11,7 @@ import functools
 import gc
 import logging
 import os
+import queue
 import secrets
 import shutil
 import time
@@ -31,8 +33,9 @@ from sqlalchemy.pool import NullPool
 from cmd import local_postgres, local_redis
 from cmd.local_postgres import LocalPostgres
 from cmd.local_redis import LocalRedis
-from internal.biz.errors import SluiceError
+from internal.biz.errors import EngineLost, SluiceError
 from internal.biz.events import Event, QueueUpdate
+from internal.biz.generation import Chunk, Finished, Job, Output
 from internal.biz.log import Cursor
 from internal.biz.models import Message, Request, Role, Settings
 from internal.data.sql.database import Database
@@ -80,17 +83,34 @@ def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callabl
 # ── the loop ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _waited_s() -> float:
-    """How long our threads were kept waiting for a processor: other programs' doing, or, where ours is a
-    virtual machine, others' (`steal`). Source: proc(5)."""
-    total_ns = 0
+class _Waits:
+    """How long our threads were kept waiting for a processor since this was made: other programs' doing, or,
+    where ours is a virtual machine, others' (`steal`). Source: proc(5)."""
+
+    def __init__(self) -> None:
+        self._threads, self._stolen_s = _waits_ns(), _stolen_s()
+
+    @property
+    def seconds(self) -> float:
+        # Those that have ended take along what they waited for.
+        waits = (total - self._threads.get(thread, 0) for thread, total in _waits_ns().items())
+        return sum(waits) / 1e9 + _stolen_s() - self._stolen_s
+
+
+def _waits_ns() -> dict[str, int]:
+    """By thread."""
+    waits = {}
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
-            total_ns += int(path.read_text().split()[1])
+            waits[path.parent.name] = int(path.read_text().split()[1])
+    return waits
+
+
+def _stolen_s() -> float:
     with contextlib.suppress(OSError, IndexError, ValueError):
         stolen = int(Path("/proc/stat").read_text().split(maxsplit=9)[8])
-        return total_ns / 1e9 + stolen / os.sysconf("SC_CLK_TCK")
-    return total_ns / 1e9
+        return stolen / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 class _SlowCallbacks(logging.Handler):
@@ -99,13 +119,14 @@ class _SlowCallbacks(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.found: list[str] = []
-        self._excused_s = -_waited_s()
+        self._waits = _Waits()
+        self._excused_s = 0.0
         self._collecting_since = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         if str(record.msg).startswith("Executing") and isinstance(record.args, tuple):
             seconds = record.args[-1]
-            excused_s = self._excused_s + _waited_s()
+            excused_s = self._excused_s + self._waits.seconds
             if isinstance(seconds, float) and seconds - excused_s > MAX_CALLBACK_S:
                 self.found.append(f"{record.getMessage()} (of which {excused_s:.3f} are excused)")
 
@@ -544,3 +565,54 @@ class Reader:
 @pytest.fixture
 def make_reader() -> Callable[[], Reader]:
     return Reader
+
+
+# ── engines ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Sink:
+    """Hands the steps of an engine's threads to the test."""
+
+    def __init__(self) -> None:
+        self._steps: queue.Queue[list[Chunk]] = queue.Queue()
+        self._lost: queue.Queue[EngineLost] = queue.Queue()
+
+    def put(self, step: list[Chunk]) -> None:
+        self._steps.put(list(step))
+
+    def give(self, step: list[Chunk]) -> bool:
+        self.put(step)
+        return False
+
+    async def room(self) -> None:
+        return
+
+    def fail(self, error: EngineLost) -> None:
+        self._steps.put([])
+        self._lost.put(error)
+
+    async def lost(self) -> EngineLost:
+        return await asyncio.to_thread(self._lost.get, True, 5)
+
+    async def step(self) -> list[Chunk]:
+        return await asyncio.to_thread(self._steps.get, True, 5)
+
+    async def until_ended(self, *jobs: Job) -> list[list[Chunk]]:
+        """All steps up to the end of `jobs`."""
+        running = set(jobs)
+        steps = []
+        while running:
+            step = await self.step()
+            steps.append(step)
+            running -= {job for job, output in step if isinstance(output, Finished)}
+        return steps
+
+    async def outputs(self, job: Job) -> list[Output]:
+        """What the engine says of `job`, to its end."""
+        steps = await self.until_ended(job)
+        return [output for step in steps for one, output in step if one is job]
+
+
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()

@@ -15,7 +15,7 @@ from internal.biz.models import Message, Role, Settings
 from internal.generator.echo import EchoGenerator
 
 if TYPE_CHECKING:
-    from test.generator.conftest import Sink
+    from test.conftest import Sink
 
 
 class Echoes:

@@ -36,7 +36,7 @@ from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
 from internal.generator.prompt import Piece
 
 if TYPE_CHECKING:
-    from test.generator.conftest import Sink
+    from test.conftest import Sink
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 OPENING_TEMPLATE = f"{TEMPLATE}<think>\n"

@@ -20,7 +20,7 @@ from internal.generator.exllamav2.options import DraftOptions, ExLlamaV2Options,
 from internal.generator.exllamav2.stats import EngineStats
 
 if TYPE_CHECKING:
-    from test.generator.conftest import Sink
+    from test.conftest import Sink
     from test.generator.exllamav2.conftest import ScriptedLibrary
 
 Start = Callable[..., Awaitable[ExLlamaV2Generator]]

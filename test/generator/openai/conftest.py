@@ -13,7 +13,7 @@ from internal.generator.openai.engine import OpenAIGenerator
 from internal.generator.openai.options import NodeOptions, OpenAIOptions
 
 if TYPE_CHECKING:
-    from test.generator.conftest import Sink
+    from test.conftest import Sink
 
 KEY = "sk-do-not-tell-4711"
 Script = Callable[["Call"], Awaitable[web.StreamResponse]]

@@ -18,7 +18,7 @@ from internal.biz.models import Message, Role, Settings, ToolCall, Truncation, U
 from internal.generator.openai.engine import OpenAIGenerator
 
 if TYPE_CHECKING:
-    from test.generator.conftest import Sink
+    from test.conftest import Sink
     from test.generator.openai.conftest import Call, Engines, Upstream
 
 KEY = "sk-do-not-tell-4711"

@@ -11,7 +11,7 @@ from internal.biz.models import Message, Role, Settings
 
 if TYPE_CHECKING:
     from internal.generator.openai.engine import OpenAIGenerator
-    from test.generator.conftest import Sink
+    from test.conftest import Sink
     from test.generator.openai.conftest import Engines, Upstream
 
 Settle = Callable[[], Awaitable[None]]
