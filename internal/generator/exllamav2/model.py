@@ -81,7 +81,11 @@ class Model:
         return int(job.cached_pages * self._generator.page_size + job.cached_tokens)
 
     def use(self, adapters: tuple[LoraOptions, ...]) -> None:
-        self._generator.set_loras([self._adapters[it] for it in adapters] or None)
+        if adapters:
+            self._generator.set_loras([self._adapters[it] for it in adapters])
+        else:
+            # Its own way of taking none leaves an empty list, in which it then looks for the first.
+            self._generator.current_loras = None
         # Pages are found by their tokens alone, and hold what another adapter made of them.
         self._generator.reset_page_table()
 

@@ -102,7 +102,7 @@ class Generator:
         self.max_pages = options["cache"].max_seq_len // PAGE
         self.pending_jobs: list[Job] = []
         self.active_jobs: list[Job] = []
-        self.loras: Any = None
+        self.current_loras: Any = None
         library.generator = self
         self.reset_page_table()
 
@@ -115,8 +115,7 @@ class Generator:
 
     def set_loras(self, loras: Any) -> None:
         assert not self.pending_jobs + self.active_jobs
-        self.loras = loras
-        self.library.calls.append(("loras", loras))
+        self.current_loras = loras or []
 
     def clear_queue(self) -> None:
         for job in self.active_jobs:
@@ -155,6 +154,8 @@ class Generator:
             self._prefill(job, results)
         ready = [job for job in self.active_jobs if job.read == len(job.sequence) - 1]
         self.library.steps.append(len(ready))
+        if self.current_loras is not None:
+            self.library.loras.append(self.current_loras[0])
         for job in ready:
             for _ in range(1 + self.drafts):
                 if self._generate(job, results):
@@ -241,6 +242,8 @@ class ScriptedLibrary:
         self.generator: Any = None
         self.calls: list[Any] = []
         self.jobs: list[Job] = []
+        self.loras: list[Any] = []
+        """With which one each step was made that had any."""
         self.steps: list[int] = []
         """How many answers were in each step."""
         self.holds: Callable[[str], bool] = lambda text: False
