@@ -166,6 +166,12 @@ class Instruments(Collector):
         self._gaps = self._queue_counter("gaps_filled", "Gaps in what a server heard, filled from the log")
         self._lost = self._queue_counter("responses_lost", "Responses that the queue has lost")
         self._dead = self._queue_counter("dead_letters", "Requests given up")
+        self._continued = Counter(
+            "sluice_turns_continued",
+            "Turns by whether the worker took them that served what they continue",
+            ["model", "worker"],
+            registry=registry,
+        )
         self._redis_errors = Counter("sluice_redis_errors", "Failed calls of Redis", registry=registry)
         self._limiter_failures = Counter(
             "sluice_limiter_failures", "Times that budgets could not be looked up", registry=registry
@@ -203,6 +209,10 @@ class Instruments(Collector):
 
     def dead_letter(self, model: str) -> None:
         self._dead.labels(model).inc()
+
+    def turns_continued(self, model: str, same: int, other: int) -> None:
+        self._continued.labels(model, "same").inc(same)
+        self._continued.labels(model, "other").inc(other)
 
     def redis_error(self) -> None:
         self._redis_errors.inc()

@@ -21,7 +21,7 @@ from internal.biz.events import (
     TextDelta,
 )
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
-from internal.biz.models import Backlog, Response, Status
+from internal.biz.models import Backlog, Response, Settings, Status
 from internal.biz.ports import Append
 
 if TYPE_CHECKING:
@@ -227,6 +227,32 @@ async def test_users_take_turns(queue: "Queue", make_request: "RequestFactory") 
     claimed = [(await claim(queue)).request.user for _ in range(6)]
     assert sorted(claimed[:3]) == ["ada", "bob", "eve"]
     assert sorted(claimed[3:5]) == ["ada", "bob"]
+
+
+@pytest.mark.cluster
+async def test_what_continues_something_takes_its_turn_like_anything_else(
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    conversation = Settings(conversation_id="conv")
+    await queue.publish(make_request(settings=conversation))
+    await queue.publish(make_request())
+    await serve(queue, "one")
+    previous = await serve(queue, "two")
+    requests = [
+        make_request(user="ada", settings=conversation),
+        make_request(user="ada"),
+        make_request(user="bob", settings=Settings(previous_response_id=previous)),
+        make_request(user="bob", settings=Settings(previous_response_id="resp_unknown")),
+    ]
+    positions = []
+    for request in requests:
+        await queue.publish(request)
+        (event,) = await followed(queue, request.response_id, make_reader)
+        assert isinstance(event, ResponseQueued)
+        positions.append(event.position)
+    assert positions == [0, 1, 1, 3]
+    claimed = [(await claim(queue)).request for _ in requests]
+    assert claimed == [requests[0], requests[2], requests[1], requests[3]]
 
 
 async def test_queued_tells_how_many_go_first(

@@ -97,6 +97,15 @@ def test_responses_by_model_and_status() -> None:
     assert found["sluice_time_to_first_token_seconds_count", (("model", "m"),)] == 1
 
 
+def test_turns_are_told_apart_by_whether_they_stayed_at_their_worker() -> None:
+    instruments = Instruments()
+    instruments.turns_continued("m", same=3, other=0)
+    instruments.turns_continued("m", same=1, other=2)
+    found = samples(instruments)
+    assert found["sluice_turns_continued_total", (("model", "m"), ("worker", "same"))] == 4
+    assert found["sluice_turns_continued_total", (("model", "m"), ("worker", "other"))] == 2
+
+
 def test_the_queue_is_shown_as_it_was_last_told_and_apart_from_the_rest() -> None:
     instruments = Instruments()
     instruments.queue.set("m", waiting=3, running=2, oldest_s=1.5, workers=1)

@@ -4,11 +4,13 @@ Everything of one model shares the hash tag `{prefix:model}`, so that one script
 cluster too:
 
     {p:m}:log:ID      list    the log: the entry with index N is event number N
-    {p:m}:meta:ID     hash    request, owner, attempt, silent, deaths, failures, nodes that follow, …
+    {p:m}:meta:ID     hash    request, owner, attempt, silent, deaths, failures, nodes that follow, the worker
+                              that served last what it continues, until when it is left for that one, …
     {p:m}:waiting     zset    ids that wait, by when they were made
     {p:m}:line:USER   list    one user's ids that wait
     {p:m}:ring        list    users who have a line, in the order in which they are served
     {p:m}:running     zset    delivered ids, by when their lease ends
+    {p:m}:last:CONV   string  the worker that served a conversation last; for an hour
     {p:m}:workers     zset    living workers, by when they count as dead; with :rooms and :worker:NAME
     {p:m}:seen        hash    when anybody was here last, and until when nothing is taken over
     {p:m}:dead        stream  dead letters

@@ -33,7 +33,7 @@ class RedisOperator:
     async def models(self, known: Iterable[str]) -> list[str]:
         """The known ones, and behind them those that have keys all the same. Looks at all keys that there
         are: a second for each million."""
-        # Neither logs nor metas nor lines, which may be many.
+        # Neither logs nor metas nor lines nor last workers, which may be many.
         pattern = f"{{{self._keys.prefix}:*}}:[^lm]*"
         key = re.compile(rf"\{{{re.escape(self._keys.prefix)}:([^{{}}]+)\}}:(?:waiting|running|workers|dead)")
         known = list(known)

@@ -42,6 +42,9 @@ MAX_ABANDONED = 10_000
 LEAST_RETAIN_S = 60.0
 """For as long an ended log stays at least: a server that missed its end must find it."""
 ALIVE_S = 10
+LEFT_S = 0.2
+"""For how long a turn is left for the worker that served what it continues: far more than a worker takes
+that was told of it, far less than it takes to read a long prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,9 @@ class RedisQueue:
                 dump_request(head),
                 self._name,
                 self._options.max_pending,
+                request.settings.conversation_id or "",
+                request.settings.previous_response_id or "",
+                int(LEFT_S * 1000),
             )
         except BaseException as error:
             del self._mirrors[request.response_id]

@@ -55,6 +55,9 @@ class WorkQueueMeter(Protocol):
 
     def dead_letter(self, model: str) -> None: ...
 
+    def turns_continued(self, model: str, same: int, other: int) -> None:
+        """So many turns went to the worker that served what they continue, and so many to another one."""
+
 
 class _Held:
     """A delivery that is ours: the receipt of it."""
@@ -170,9 +173,10 @@ class RedisWorkQueue:
         try:
             while True:
                 ready.clear()
-                if deliveries := await self._claim(model, base, consumer):
+                deliveries, ask_again_s = await self._claim(model, base, consumer)
+                if deliveries:
                     return deliveries
-                await pause(ready, min(POLL_INTERVAL_S, self._options.lease_s / 4))
+                await pause(ready, min(POLL_INTERVAL_S, self._options.lease_s / 4, ask_again_s))
         except asyncio.CancelledError:
             self.leave(model, consumer)
             raise
@@ -186,17 +190,19 @@ class RedisWorkQueue:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _claim(self, model: str, base: str, consumer: Consumer) -> list[Delivery]:
+    async def _claim(self, model: str, base: str, consumer: Consumer) -> tuple[list[Delivery], float]:
+        """What there is for us, and in how many seconds there may be more: what is left for another worker
+        that does not come."""
         args = (self._name, max(1, consumer.room), self._options.lease_ms)
         call = asyncio.ensure_future(self._link.call("claim", base, *args, *self._trials(model, consumer)))
         try:
             found = await asyncio.shield(call)
         except Unavailable:
-            return []
+            return [], math.inf
         except asyncio.CancelledError:
             self._spawn(self._hand_back(model, call, consumer))
             raise
-        return self._accept(model, found, consumer)
+        return self._accept(model, found, consumer), found[0] / 1000 or math.inf
 
     def _trials(self, model: str, consumer: Consumer) -> tuple[int, int, int]:
         """For claim.lua: how many attempts, how many more suspects, and whether there are none."""
@@ -210,10 +216,13 @@ class RedisWorkQueue:
         for delivery in self._accept(model, await call, consumer):
             await self.release(delivery)
 
-    def _accept(self, model: str, found: list[list[Any]], consumer: Consumer) -> list[Delivery]:
-        """Make deliveries of what was claimed; what cannot be generated is ended here."""
+    def _accept(self, model: str, found: list[Any], consumer: Consumer) -> list[Delivery]:
+        """Make deliveries of what claim.lua returned; what cannot be generated is ended here."""
+        _, same, other, claimed = found
+        if same or other:
+            self._meter.turns_continued(model, same, other)
         deliveries = []
-        for fields in found:
+        for fields in claimed:
             taken = Taken(model, fields)
             try:
                 taken.require_readable()

@@ -87,6 +87,10 @@ class Meter:
     def dead_letter(self, model: str) -> None:
         self.counts["dead"] += 1
 
+    def turns_continued(self, model: str, same: int, other: int) -> None:
+        self.counts["same worker"] += same
+        self.counts["other worker"] += other
+
     def redis_error(self) -> None:
         self.counts["error"] += 1
 
@@ -141,6 +145,8 @@ class _Process:
         self.name = name
         self.meter = Meter()
         self.link = FlakyLink(net.url, f"{net.prefix}:tick:{name}", self.meter)
+        if net.declares:
+            self.link._sources = {script: "#!lua\n" + text for script, text in self.link._sources.items()}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _start(self, *parts: Callable[[], Awaitable[None]]) -> None:
@@ -195,6 +201,17 @@ class Worker(_Process):
         (run,) = await self.claim()
         return run
 
+    async def ask(self, model: str = "m") -> list["Run"]:
+        """What there is for it now. Its consumer's room stays what it is."""
+        deliveries, _ = await self.queue._claim(model, self.queue._keys.base(model), self.consumer)
+        return [Run(self, delivery) for delivery in deliveries]
+
+    async def tell_room(self, room: int) -> None:
+        """It lives, and has this much room from now on."""
+        self.consumer.slots = self.consumer.room = room
+        self.queue._consumers["m"] = self.consumer
+        await self.queue._renew()
+
     async def step(self, *runs: "Run") -> list["Run"]:
         """Append what they have to say, as often as it takes. Returns what was refused."""
         refused: Sequence[Append] | None = None
@@ -240,6 +257,8 @@ class Net:
         self.keys = Keys(prefix)
         self.base = self.keys.base("m")
         self.options = RedisQueueOptions(lease_s=5.0)
+        self.declares = False
+        """Whether scripts say that they keep to one hash slot, and are held to it: from Redis 7 on."""
         self.settled: list[Response] = []
         self.storage_is_away = False
         self.refusals = 0

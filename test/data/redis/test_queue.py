@@ -10,7 +10,7 @@ import pytest
 
 from internal.biz.errors import NotFound, Unavailable
 from internal.biz.events import Event, ResponseFailed, ResponseIncomplete, TextDelta
-from internal.biz.models import Response, Status
+from internal.biz.models import Response, Settings, Status
 from internal.data.redis import queue as queue_module
 
 if TYPE_CHECKING:
@@ -400,7 +400,8 @@ async def test_every_key_expires(own_net: "Net", make_reader: "MakeReader", even
     net = own_net
     net.options = replace(net.options, lease_s=0.3, max_attempts=1)
     server, worker, other = await net.server(), await net.worker("w1"), await net.worker("w2")
-    requests = [await net.publish(server, user=f"u{n % 3}") for n in range(8)]
+    turn = Settings(conversation_id="conv")
+    requests = [await net.publish(server, user=f"u{n % 3}", settings=turn) for n in range(8)]
     await server.queue.cancel(requests[7].response_id)
     await net.redis.hset(f"{net.base}:meta:{requests[6].response_id}", "request", "junk")
     await server.queue.follow(requests[4].response_id, -1, make_reader(), queue_updates=True)
@@ -443,6 +444,7 @@ async def test_every_key_expires(own_net: "Net", make_reader: "MakeReader", even
         "worker",
         "dead",
         "seen",
+        "last",
     }
     assert kinds == expected | {"node"}
 

@@ -14,6 +14,6 @@ if lease_ends and tonumber(lease_ends) <= NOW_MS and may_take_over(lease_ms) the
   return take(id, name, lease_ms) or 'unknown' -- its worker is dead
 end
 if owner then
-  redis.call('PUBLISH', channel .. string.match(owner, '^(.*)#'), '["revoke","' .. id .. '","' .. owner .. '"]')
+  redis.call('PUBLISH', channel .. worker_of(owner), '["revoke","' .. id .. '","' .. owner .. '"]')
 end
 return 'told'

@@ -12,6 +12,7 @@ local KEEP_S = 86400
 local function log_key(id) return base .. ':log:' .. id end
 local function meta_key(id) return base .. ':meta:' .. id end
 local function line_key(user) return base .. ':line:' .. user end
+local function last_key(conversation) return base .. ':last:' .. conversation end
 local function keep(key) redis.call('EXPIRE', key, KEEP_S) end
 
 -- The line of a user holds the ids that wait, the ring the users who have a line: whoever is first in the ring is
@@ -38,21 +39,8 @@ local function dequeue(id)
   return true
 end
 
-local function next_waiting()
-  while true do
-    local user = redis.call('LPOP', base .. ':ring')
-    if not user then return nil end
-    local id = redis.call('LPOP', line_key(user))
-    if redis.call('EXISTS', line_key(user)) == 1 then
-      redis.call('RPUSH', base .. ':ring', user)
-      keep(base .. ':ring') -- it may be a new one: the last user out of it ends a list
-    end
-    if id then
-      redis.call('ZREM', base .. ':waiting', id)
-      return id
-    end
-  end
-end
+-- The worker that an owner's token was made for.
+local function worker_of(owner) return string.match(owner, '^(.*)#') end
 
 -- Hand a response over to `name`, for the time of a lease: nobody else may write from now on. Returns what a
 -- delivery is made of, or nil when the response is gone.
@@ -92,6 +80,13 @@ end
 
 local function living_workers()
   return redis.call('ZRANGEBYSCORE', base .. ':workers', NOW_MS, '+inf')
+end
+
+-- How many more requests a worker takes at once; none when it does not live.
+local function room_of(name)
+  local lives_until_ms = redis.call('ZSCORE', base .. ':workers', name)
+  if not lives_until_ms or tonumber(lives_until_ms) < NOW_MS then return 0 end
+  return tonumber(redis.call('HGET', base .. ':rooms', name) or 0)
 end
 
 -- How many requests the living workers take at once: as many do not have to wait.

@@ -8,7 +8,7 @@ if state[1] ~= owner then return 'lost' end
 if max_attempts > 0 and redis.call('HINCRBY', meta, 'failures', 1) >= max_attempts then
   return 'dead'
 end
-redis.call('HDEL', meta, 'owner')
+redis.call('HDEL', meta, 'owner', 'last') -- nor is it left for anybody
 if tonumber(state[2] or 0) > 0 then redis.call('HINCRBY', meta, 'silent', -1) end -- its worker lives
 redis.call('ZREM', base .. ':running', id)
 local created_ms = state[4]
