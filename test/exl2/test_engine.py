@@ -19,8 +19,10 @@ from internal.generator.exllamav2.engine import ExLlamaV2Generator
 from internal.generator.exllamav2.host import Host
 from internal.generator.exllamav2.loader import load_model
 from internal.generator.exllamav2.model import Model
-from internal.generator.exllamav2.options import ExLlamaV2Options, LoadOptions, LoraOptions
+from internal.generator.exllamav2.model_folder import ModelFolder
+from internal.generator.exllamav2.options import PAGE_TOKENS, ExLlamaV2Options, LoadOptions, LoraOptions
 from internal.generator.exllamav2.stats import EngineStats
+from internal.generator.prompt import ChatTemplate
 
 if TYPE_CHECKING:
     from test.conftest import Sink
@@ -166,47 +168,66 @@ async def test_a_long_answer_goes_on_where_a_part_of_it_ended(
     start: Start, sink: "Sink", model: Model
 ) -> None:
     """Two parts say what one job of the library says by itself."""
-    engine = await start(max_output_tokens=300)
-    never_end = RareSampling(min_tokens=300)
-    settings = Settings(sampling=Sampling(temperature=0.0, rare=never_end))
-    prompt = "Count from one to a thousand in words. " * 22  # some 250 tokens to the end of a page
-    text, end = await ask(engine, sink, job(prompt, settings))
+    question, length = await asyncio.to_thread(question_that_fills_a_page, model)
+    tokens = 2 * PAGE_TOKENS - length % PAGE_TOKENS + 8  # a part ends where a page does, and is one at least
+    engine = await start(max_output_tokens=tokens)
+    never_end = Sampling(temperature=0.0, rare=RareSampling(min_tokens=tokens))
+    text, end = await ask(engine, sink, job(question, Settings(sampling=never_end)))
     assert end.reason is FinishReason.LENGTH
-    assert end.usage.output_tokens == 300
-    assert text.startswith(await _in_one_part(engine, model, prompt))
+    assert end.usage.input_tokens == length
+    assert end.usage.output_tokens == tokens
     assert model.free_pages == model.pages
+    # The library alone does not know that its last character may be broken.
+    assert text.startswith((await in_one_part(model, question, tokens))[:-8])
 
 
-async def _in_one_part(engine: ExLlamaV2Generator, model: Model, prompt: str) -> str:
-    """What the library says, all of whose cache is reserved before it begins, without the last characters, of
-    which one may be broken."""
+def question_that_fills_a_page(model: Model) -> tuple[str, int]:
+    """But for a few tokens; and how many its prompt has."""
+    question = "Count from one to a thousand." + " Now." * 40
+    while (length := len(prompt_of(model, question))) % PAGE_TOKENS < PAGE_TOKENS - 16:
+        question += " Now." * 5
+    return question, length
+
+
+def prompt_of(model: Model, question: str) -> list[int]:
+    folder = ModelFolder.read(Path(model._generator.model.config.model_dir))
+    template = ChatTemplate(folder.chat_template, bos_token=folder.bos_token, eos_token=folder.eos_token)
+    prompt = "".join(piece.text for piece in template.render([Message(Role.USER, question)]))
+    tokens: list[int] = model._generator.tokenizer.encode(prompt, encode_special_tokens=True)[0].tolist()
+    return tokens
+
+
+async def in_one_part(model: Model, question: str, tokens: int) -> str:
+    """What the library says, which reserves the cache for all of it before it begins."""
+    import torch
     from exllamav2.generator import ExLlamaV2DynamicJob, ExLlamaV2Sampler
 
     generator = model._generator
-    asked = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    system = engine._template.render([Message(Role.USER, prompt)])
-    asked = "".join(piece.text for piece in system)
-    ids = generator.tokenizer.encode(asked, encode_special_tokens=True)
-    greedy = ExLlamaV2Sampler.Settings(temperature=0.0, top_k=0, top_p=0.95, token_repetition_penalty=1.0)
     one = ExLlamaV2DynamicJob(
-        ids, 300, min_new_tokens=300, gen_settings=greedy, stop_conditions=[generator.tokenizer.eos_token_id]
+        torch.tensor([prompt_of(model, question)], dtype=torch.long),
+        tokens,
+        min_new_tokens=tokens,
+        gen_settings=ExLlamaV2Sampler.Settings.greedy(),
+        stop_conditions=[generator.tokenizer.eos_token_id],
     )
 
     def run() -> str:
         generator.enqueue(one)
-        results = []
+        results: list[Any] = []
         while generator.num_remaining_jobs():
             results += generator.iterate()
         return "".join(result.get("text", "") for result in results)
 
-    return (await asyncio.to_thread(run))[:-8]
+    return await asyncio.to_thread(run)
 
 
 async def test_an_answer_goes_on_behind_what_an_earlier_attempt_said(start: Start, sink: "Sink") -> None:
     engine = await start()
     whole, end = await ask(engine, sink, job(QUESTIONS[0]))
-    rest, resumed = await ask(engine, sink, job(QUESTIONS[0], emitted=whole[:15]))
-    assert whole[:15] + rest == whole
+    begun, word, _ = whole.partition(" of")  # where a token ends, as all that is said does
+    assert word
+    rest, resumed = await ask(engine, sink, job(QUESTIONS[0], emitted=begun))
+    assert begun + rest == whole
     assert resumed.usage.output_tokens == end.usage.output_tokens
 
 
@@ -231,8 +252,9 @@ async def test_an_answer_follows_a_schema(start: Start, sink: "Sink") -> None:
     text, end = await ask(engine, sink, job(QUESTIONS[0], settings))
     assert end.reason is FinishReason.STOP
     assert set(json.loads(text)) == {"city", "is_capital"}
-    rest, resumed = await ask(engine, sink, job(QUESTIONS[0], settings, emitted=text[:9]))
-    assert text[:9] + rest == text
+    begun = text[: text.index(",")]
+    rest, resumed = await ask(engine, sink, job(QUESTIONS[0], settings, emitted=begun))
+    assert begun + rest == text
     assert resumed.reason is FinishReason.STOP
 
 
