@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from internal.biz.errors import GenerationFailed, UnsupportedParameter
 from internal.biz.generation import Finished, FinishReason, Job, Output, Prefilled
 from internal.biz.models import Message, OutputFormat, Role, Usage
+from internal.biz.scores import LEAST_LOGPROB, TokenScore
 from internal.generator import llamacpp_sampling
 from internal.generator.prompt import ChatTemplate, Piece, fit
 from internal.generator.reasoning import ReasoningSplitter, begin, resume
@@ -172,6 +173,8 @@ class Completion:
             "stream": True,
             "return_progress": True,
             "cache_prompt": True,
+            # It says nothing of the token itself unless it is asked for another one.
+            **({} if settings.logprobs is None else {"n_probs": max(1, settings.logprobs)}),
         }
 
     def _flush(self, speech: Speech) -> None:
@@ -217,7 +220,7 @@ class Completion:
             self._engine.put(self.job, Prefilled(progress["processed"], progress["total"]))
         choice = event["choices"][0]
         if choice["text"]:
-            self._say(choice["text"])
+            self._say(choice["text"], self._scores(choice.get("logprobs")))
         match choice["finish_reason"]:
             case "stop":
                 self._reason = FinishReason.STOP
@@ -227,14 +230,28 @@ class Completion:
             self._cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
             self._new_tokens = usage["completion_tokens"]
 
-    def _say(self, text: str) -> None:
+    def _scores(self, logprobs: dict[str, Any] | None) -> list[TokenScore]:
+        """What llama.cpp says of a token; of several that are one character together, of the last one."""
+        wanted = self.job.settings.logprobs
+        if wanted is None or logprobs is None:
+            return []
+        return [
+            TokenScore(*_likely(token), top=tuple(map(_likely, token["top_logprobs"][:wanted])))
+            for token in logprobs["content"]
+        ]
+
+    def _say(self, text: str, scores: Sequence[TokenScore]) -> None:
         speech = self._speech
         assert speech is not None
         self._new_tokens += 1
         self._reasoning_tokens += speech.thinking
-        self._engine.put(self.job, *speech.feed(text))
+        self._engine.put(self.job, *speech.feed(text, scores))
         if speech.ended:
             self._reason = FinishReason.STOP
+
+
+def _likely(token: dict[str, Any]) -> tuple[str, float]:
+    return bytes(token["bytes"]).decode(errors="replace"), max(LEAST_LOGPROB, token["logprob"])
 
 
 def _format_rule(output: OutputFormat, param: str) -> str:

@@ -72,6 +72,7 @@ class LlamaCppGenerator:
         Feature.STOP,
         Feature.OUTPUT_FORMAT,
         Feature.PATTERN,
+        Feature.LOGPROBS,
         Feature.TOOLS,
     }
 
