@@ -551,6 +551,8 @@ async def test_what_is_chosen_is_asked_for_in_the_librarys_words(
         "dynatemp_range": 0.75,
         "dynatemp_exponent": 1.5,
     }
+    greedy = RareSampling(min_temp=0.5, max_temp=2.0)
+    assert await asked(temperature=0.0, rare=greedy) == usual
     assert await asked(rare=RareSampling(typical_p=1.0, dry_base=2.0)) == usual
 
 

@@ -106,6 +106,8 @@ def test_calls_have_no_scores() -> None:
     outputs = said_of(speech(tooling=TOOLS), tokens)
     assert scored(outputs) == [("so", ["so"])]
     assert isinstance(outputs[1], ToolCall)
+    more = ["<tool_call>", '{"name": "f"}', "</tool_call>\n", "so"]
+    assert scored(said_of(speech(tooling=TOOLS), more)) == [("\nso", ["so"])]
     none = ["<tool_call>", "nonsense", "</tool_call>", "!"]
     assert scored(said_of(speech(tooling=TOOLS), none)) == [
         ("<tool_call>nonsense</tool_call>", ["<tool_call>", "nonsense", "</tool_call>"]),

@@ -68,6 +68,7 @@ def test_a_failure_is_an_error(ended: Ended) -> None:
     [
         ("context_length_exceeded", 400),
         ("invalid_json_schema", 400),
+        ("invalid_pattern", 400),
         ("unsupported_parameter", 400),
         ("invalid_request", 400),
         ("schema_not_followed", 500),
