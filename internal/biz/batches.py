@@ -167,7 +167,7 @@ class Batches:
                 return ended(task, response)
             case ResponseQueued():
                 return replace(task, status=Status.QUEUED)
-        return replace(task, text="".join([event for event in events if type(event) is TextDelta]))
+        return replace(task, text="".join([event for event in events if isinstance(event, TextDelta)]))
 
 
 def ended(task: Task, response: Response, ended_at: float | None = None) -> Task:

@@ -7,10 +7,12 @@ projections of these values.
 Source: https://platform.openai.com/docs/api-reference/responses-streaming
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from internal.biz.models import ItemKind, OutputItem, Response, ToolCall
+from internal.biz.scores import TokenScore, count_scores
 
 
 # A delta is made for every token, and kept: as a str it costs half the time and half the memory of any
@@ -19,6 +21,20 @@ class TextDelta(str):
     """`response.output_text.delta`: a piece of the output item that was added last."""
 
     __slots__ = ()
+
+
+class ScoredDelta(TextDelta):
+    """The same, with how likely its `tokens` were: for who asked for that. What was held back is said with
+    the tokens that it is of, so that their texts are about its own."""
+
+    __slots__ = ("tokens",)
+
+    tokens: tuple[TokenScore, ...]
+
+    def __new__(cls, text: str, tokens: tuple[TokenScore, ...]) -> Self:
+        made = super().__new__(cls, text)
+        made.tokens = tokens
+        return made
 
 
 class ReasoningDelta(str):
@@ -84,6 +100,7 @@ class TextDone:
     kind: ItemKind
     text: str
     output_index: int
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,7 @@ class PartDone:
     kind: ItemKind
     text: str
     output_index: int
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +163,54 @@ class QueueUpdate:
 
 
 JOINED_CHARS = 8192
+_SCORE_CHARS = 2
+"""What a likelihood counts in a joined delta: a frame of them stays well below a megabyte."""
+
+
+def scores_of(texts: Iterable[str]) -> tuple[TokenScore, ...]:
+    """Those of all deltas among the texts that have some."""
+    return tuple(score for text in texts if type(text) is ScoredDelta for score in text.tokens)
+
+
+def unscored(event: Event) -> Event:
+    """The same without scores, unless it is a delta: those alone have told them already."""
+    match event:
+        case TextDone() | PartDone():
+            return replace(event, scores=())
+        case ItemDone(item):
+            return replace(event, item=replace(item, scores=()))
+        case ResponseCompleted(response) | ResponseIncomplete(response) | ResponseFailed(response):
+            output = tuple(replace(item, scores=()) for item in response.output)
+            return replace(event, response=replace(response, output=output))
+    return event
 
 
 def join_deltas(first: int, events: Sequence[Event]) -> Iterator[tuple[int, Event]]:
     """Yield (number, event) with adjacent deltas of one kind joined, each under its last number.
 
     For a follower that lags. `first` is the number of `events[0]`. A joined delta has at most about
-    JOINED_CHARS characters.
+    JOINED_CHARS characters, and fewer where they have scores.
     """
     texts: list[Delta] = []
     size = 0
     for number, event in enumerate(events, first):
         if texts and (type(event) is not type(texts[0]) or size >= JOINED_CHARS):
-            yield number - 1, type(texts[0])("".join(texts))
+            yield number - 1, _joined(texts)
             texts, size = [], 0
         if isinstance(event, (TextDelta, ReasoningDelta)):
             texts.append(event)
             size += len(event)
+            if type(event) is ScoredDelta:
+                size += _SCORE_CHARS * count_scores(event.tokens)
         else:
             yield number, event
     if texts:
-        yield first + len(events) - 1, type(texts[0])("".join(texts))
+        yield first + len(events) - 1, _joined(texts)
+
+
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    """One of deltas of one kind."""
+    text = "".join(deltas)
+    if isinstance(deltas[0], ReasoningDelta):
+        return ReasoningDelta(text)
+    return ScoredDelta(text, scores_of(deltas)) if type(deltas[0]) is ScoredDelta else TextDelta(text)

@@ -24,6 +24,7 @@ from internal.biz.events import (
     ResponseInProgress,
     TextDelta,
     TextDone,
+    scores_of,
 )
 from internal.biz.models import (
     Failure,
@@ -205,7 +206,9 @@ class Transcript(Job):
             if isinstance(said, ToolCall):
                 self._add_call(said)
                 return
-            self._open_item(type(said))
+            kind = ReasoningDelta if isinstance(said, ReasoningDelta) else TextDelta
+            if kind is not self._kind:  # else it has scores
+                self._open_item(kind)
         self._texts.append(said)
         self.events += (said,)
 
@@ -232,11 +235,12 @@ class Transcript(Job):
             return
         kind = ItemKind.MESSAGE if self._kind is TextDelta else ItemKind.REASONING
         text, index = "".join(self._texts), self._index
-        item = OutputItem(kind, text, status)
+        scores = () if self.settings.logprobs is None else scores_of(self._texts)
+        item = OutputItem(kind, text, status, scores=scores)
         self._items.append(item)
         self.events += (
-            TextDone(kind, text, index),
-            PartDone(kind, text, index),
+            TextDone(kind, text, index, scores),
+            PartDone(kind, text, index, scores),
             ItemDone(item, index),
         )
         self._kind = None

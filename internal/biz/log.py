@@ -24,18 +24,24 @@ from internal.biz.events import (
     ResponseFailed,
     ResponseIncomplete,
     ResponseQueued,
+    ScoredDelta,
     TextDelta,
     TextDone,
 )
 from internal.biz.models import OutputItem, Response
+from internal.biz.scores import count_scores
 
 _TERMINAL = (ResponseCompleted, ResponseIncomplete, ResponseFailed)
 _EVENT_BYTES = 120
 """What an entry costs beside its text, about: the object and its place in the list."""
+_SCORE_BYTES = 150
+"""What a likelihood costs, about. What is done repeats the very objects of the deltas."""
 
 
 def size_bytes(event: Event) -> int:
     """About what an event takes, in memory or on the wire."""
+    if type(event) is ScoredDelta:
+        return _EVENT_BYTES + len(event) + _SCORE_BYTES * count_scores(event.tokens)
     if isinstance(event, (TextDelta, ReasoningDelta)):
         return _EVENT_BYTES + len(event)
     if isinstance(event, (TextDone, PartDone)):

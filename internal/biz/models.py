@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from internal.biz.sampling import RARE_NAMES, RareSampling
+from internal.biz.scores import TokenScore
 
 
 class Role(StrEnum):
@@ -134,6 +135,7 @@ class Feature(StrEnum):
     REASONING_EFFORT = "reasoning_effort"
     OUTPUT_FORMAT = "response_format"
     PATTERN = "pattern"
+    LOGPROBS = "logprobs"
     TOOLS = "tools"
     IMAGES = "images"
 
@@ -220,7 +222,9 @@ class Settings:
     """What the client asked for, beside the messages. None means the model's default.
 
     `conversation_id` or `previous_response_id`, not both, say what the turn continues. `max_output_tokens` is
-    at least 1. The answer ends before the first of `stop`. `background`: nobody has to wait for it.
+    at least 1. The answer ends before the first of `stop`. `logprobs`: its tokens are told with how likely
+    they were, and with so many of the likeliest ones in their places, 0 to 20. `background`: nobody has to
+    wait for it.
     """
 
     instructions: str | None = None
@@ -231,6 +235,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     reasoning_effort: str | None = None
     output_format: OutputFormat | None = None
+    logprobs: int | None = None
     tooling: Tooling = Tooling()
     truncation: Truncation = Truncation.DISABLED
     store: bool = True
@@ -253,6 +258,7 @@ class Settings:
             Feature.REASONING_EFFORT: self.reasoning_effort is not None,
             Feature.OUTPUT_FORMAT: output is not None and output.pattern is None,
             Feature.PATTERN: output is not None and output.pattern is not None,
+            Feature.LOGPROBS: self.logprobs is not None,
             Feature.TOOLS: self.tooling.tools and self.tooling.choice != "none",
         }
         return frozenset((*(feature for feature, is_wanted in wanted.items() if is_wanted), *rare))
@@ -310,12 +316,13 @@ class ItemKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class OutputItem:
     """One finished piece of a response's output: a message, the reasoning before it, or a call (which has no
-    text)."""
+    text). `scores` are those of a message, where they were asked for, and as long as its log is there."""
 
     kind: ItemKind
     text: str
     status: Status = Status.COMPLETED
     call: ToolCall | None = None
+    scores: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

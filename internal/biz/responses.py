@@ -23,6 +23,7 @@ from internal.biz.events import (
     ResponseQueued,
     Terminal,
     TextDelta,
+    scores_of,
 )
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.items import Item
@@ -142,7 +143,7 @@ def _so_far(events: Sequence[Event]) -> tuple[Status, tuple[OutputItem, ...]]:
             done.append(event.item)
             kind = None
     if kind is not None and kind is not ItemKind.FUNCTION_CALL:
-        done.append(OutputItem(kind, "".join(texts), Status.IN_PROGRESS))
+        done.append(OutputItem(kind, "".join(texts), Status.IN_PROGRESS, scores=scores_of(texts)))
     return status, tuple(done)
 
 

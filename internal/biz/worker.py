@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from internal.biz.errors import GenerationFailed, Unavailable
-from internal.biz.events import QueueUpdate, ReasoningDelta, TextDelta
+from internal.biz.events import QueueUpdate, ReasoningDelta, ScoredDelta, TextDelta
 from internal.biz.generation import (
     MAX_CHARS_PER_TOKEN,
     Chunk,
@@ -282,7 +282,7 @@ class Worker:
             if not run.running:
                 continue
             kind = type(output)
-            if kind is TextDelta or kind is ReasoningDelta or kind is ToolCall:
+            if kind is TextDelta or kind is ReasoningDelta or kind is ToolCall or kind is ScoredDelta:
                 if run.spoke_at_s != now:  # its first chunk in this step
                     if run.lost:
                         continue

@@ -70,6 +70,13 @@ def _chars(response: Response | None) -> int:
     return sum(len(item.text) + (len(item.call.arguments) if item.call else 0) for item in output)
 
 
+def _unscored(response: Response) -> Response:
+    """Without what takes a hundred times as much as the text."""
+    if response.settings.logprobs is None:
+        return response
+    return replace(response, output=tuple(replace(item, scores=()) for item in response.output))
+
+
 class MemoryHistory:
     """Implements History, ResponseStore and BatchStore. Keeps at most `max_turns` turns, and `max_bytes` of
     text (estimated)."""
@@ -182,7 +189,7 @@ class MemoryHistory:
                 continue
             is_first, turn.attempt, turn.ended_at = turn.attempt is None, response.attempt, time.time()
             # Nothing is kept of an answer that failed.
-            kept = replace(response, output=()) if response.status is Status.FAILED else response
+            kept = replace(response, output=()) if response.status is Status.FAILED else _unscored(response)
             grown = _chars(kept) - _chars(turn.response)
             turn.response, turn.answer = kept, kept.answer
             turn.size_bytes += grown

@@ -52,7 +52,13 @@ class Brief:
         self._rendered: Sequence[Piece] = ()
 
     def prepare(
-        self, *, context: int, max_output_tokens: int, spare: int, stop: tuple[str, ...], replays: bool
+        self,
+        *,
+        context: int,
+        max_output_tokens: int,
+        spare: int,
+        replays: bool,
+        stop: tuple[str, ...] = (),
     ) -> FinishReason | None:
         """How it has ended already, if there is nothing left to say.
 

@@ -19,7 +19,8 @@ from internal.biz.generation import Finished, FinishReason, Job, Output
 from internal.biz.models import Feature
 from internal.biz.ports import Capabilities, Progress, Sink
 from internal.generator import llamacpp_sampling
-from internal.generator.completion import Completion, Stopped
+from internal.generator.brief import Stopped
+from internal.generator.completion import Completion
 from internal.generator.llamacpp_library import LlamaCpp
 from internal.generator.prompt import ChatTemplate, Piece
 
@@ -72,6 +73,7 @@ class LlamaCppGenerator:
         Feature.STOP,
         Feature.OUTPUT_FORMAT,
         Feature.PATTERN,
+        Feature.LOGPROBS,
         Feature.TOOLS,
     }
 

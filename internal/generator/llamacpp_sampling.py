@@ -84,14 +84,19 @@ def fields(sampling: Sampling, defaults: Defaults, seed: int | None) -> dict[str
     }
     if sampling.rare is not None:
         chosen |= _rare(sampling.rare)
+        if sampling.temperature != 0:  # else the likeliest is wanted
+            chosen |= _temperatures(sampling.rare.asked)
     return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _rare(rare: RareSampling) -> dict[str, Any]:
     asked = rare.asked
-    found = {theirs: asked[ours] for ours, theirs in _THEIR_NAMES.items() if ours in asked}
-    if "max_temp" in asked:
-        # A middle, and how far around it.
-        low, high = asked.get("min_temp", 0.0), asked["max_temp"]
-        found |= {"temperature": (low + high) / 2, "dynatemp_range": (high - low) / 2}
-    return found
+    return {theirs: asked[ours] for ours, theirs in _THEIR_NAMES.items() if ours in asked}
+
+
+def _temperatures(asked: dict[str, Any]) -> dict[str, Any]:
+    """A middle, and how far around it."""
+    if "max_temp" not in asked:
+        return {}
+    low, high = asked.get("min_temp", 0.0), asked["max_temp"]
+    return {"temperature": (low + high) / 2, "dynatemp_range": (high - low) / 2}

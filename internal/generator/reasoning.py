@@ -40,6 +40,11 @@ class ReasoningSplitter:
     def starting(self) -> bool:
         return self._state == "start"
 
+    @property
+    def holds(self) -> bool:
+        """Whether something is held back."""
+        return bool(self._held)
+
     def feed(self, text: str) -> list[Delta]:
         text = self._held + text
         self._held = ""

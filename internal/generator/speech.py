@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from internal.biz.errors import GenerationFailed
-from internal.biz.events import Delta, ReasoningDelta, TextDelta
+from internal.biz.events import Delta, ReasoningDelta, ScoredDelta, TextDelta
 from internal.biz.generation import Job, Output
 from internal.biz.models import ToolCall
+from internal.biz.scores import TokenScore
 from internal.generator.reasoning import ReasoningSplitter
 from internal.generator.stops import StopFilter
 from internal.generator.tools import CallSplitter
@@ -16,9 +17,22 @@ class Speech:
 
     Stop strings end what is said to the user, as in OpenAI's API: one in the reasoning or in the arguments of
     a call is none.
+
+    Where the job wants them, the scores of tokens are said with the text that the tokens are of, however long
+    that was held back. Those of reasoning, of calls, of tags and of stop strings are not said.
     """
 
-    __slots__ = ("_calls", "_is_plain", "_one_call", "_replay", "_splitter", "_stops", "_written", "ended")
+    __slots__ = (
+        "_calls",
+        "_is_plain",
+        "_one_call",
+        "_replay",
+        "_scores",
+        "_splitter",
+        "_stops",
+        "_written",
+        "ended",
+    )
 
     def __init__(
         self,
@@ -40,6 +54,8 @@ class Speech:
         self._replay = replay
         self._written: list[str] | None = [] if is_answer_kept else None
         self._is_plain = not (offered or stops or replay or is_answer_kept)
+        self._scores: list[TokenScore] | None = None if settings.logprobs is None else []
+        """Of tokens that nothing was said of yet; None: nobody wants them."""
         self.ended = False
         """The answer is complete, though the model might go on."""
 
@@ -51,12 +67,25 @@ class Speech:
     def answer(self) -> str:
         return "".join(self._written or ())
 
-    def feed(self, text: str) -> Sequence[Output]:
+    def feed(self, text: str, scores: Iterable[TokenScore] = ()) -> Sequence[Output]:
+        """`scores` are those of the tokens that `text` is of."""
+        if self._scores is None:
+            return self._feed(text)
+        if self._splitter.thinking:  # what there is yet is of thoughts, and the tag behind them
+            self._scores.clear()
+        self._scores += scores
+        return self._scored(self._feed(text), self._scores)
+
+    def _feed(self, text: str) -> Sequence[Output]:
         deltas = self._splitter.feed(text)
         return deltas if self._is_plain else self._replayed(self._say(deltas))
 
     def finish(self) -> Sequence[Output]:
         """What was held back when the stream ended."""
+        said = self._finish()
+        return said if self._scores is None else self._scored(said, self._scores)
+
+    def _finish(self) -> Sequence[Output]:
         said = self._say(self._splitter.finish())
         if self._calls is not None and not self.ended:
             for part in self._calls.finish():
@@ -93,6 +122,20 @@ class Speech:
         else:
             _text(said, stops.feed(part))
             self.ended = stops.stopped
+
+    def _scored(self, said: Sequence[Output], scores: list[TokenScore]) -> Sequence[Output]:
+        """The same, the first text with the scores that wait for one."""
+        outputs: list[Output] = []
+        for output in said:
+            if isinstance(output, ToolCall):
+                scores.clear()
+            elif isinstance(output, TextDelta) and scores:
+                output = ScoredDelta(output, tuple(scores))
+                scores.clear()
+            outputs.append(output)
+        if not any(part is not None and part.holds for part in (self._splitter, self._calls, self._stops)):
+            scores.clear()
+        return outputs
 
     def _replayed(self, said: list[Output]) -> list[Output]:
         return said if self._replay is None else self._replay.skip(said)

@@ -19,6 +19,11 @@ class StopFilter:
         self.stopped = False
         """A stop string came: nothing is said any more."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether something is held back."""
+        return bool(self._held)
+
     def feed(self, text: str) -> str:
         if self.stopped:
             return ""

@@ -91,6 +91,11 @@ class CallSplitter:
         self._searched = 0
         """How far what is held was searched for the end of a call: not all of it anew for each token."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether something is held back."""
+        return bool(self._held)
+
     def feed(self, text: str) -> list[TextDelta | ToolCall]:
         said: list[TextDelta | ToolCall] = []
         self._held += text

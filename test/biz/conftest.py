@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
 
 from internal.biz.chat import Ask, Chat, ChatRules
 from internal.biz.commands import Command, Create, Resume
 from internal.biz.errors import InvalidRequest, SluiceError
-from internal.biz.events import Event, QueueUpdate, ReasoningDelta, TextDelta
+from internal.biz.events import Delta, Event, QueueUpdate, ReasoningDelta, TextDelta
 from internal.biz.flusher import Flusher
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.limits import NoLimits
@@ -188,7 +188,7 @@ class Run:
     def id(self) -> str:
         return self.transcript.response_id
 
-    async def say(self, *words: str, kind: type[TextDelta] | type[ReasoningDelta] = TextDelta) -> None:
+    async def say(self, *words: str, kind: Callable[[str], Delta] = TextDelta) -> None:
         self.transcript.start()
         for word in words:
             self.transcript.add(kind(word))

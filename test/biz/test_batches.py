@@ -17,6 +17,7 @@ from internal.biz.errors import (
     SluiceError,
     UnsupportedParameter,
 )
+from internal.biz.events import ScoredDelta
 from internal.biz.generation import FinishReason
 from internal.biz.ids import new_ids
 from internal.biz.limits import NoLimits
@@ -93,7 +94,8 @@ async def test_a_task_is_told_as_it_stands(server: "Server") -> None:
     one, other = [(await batches(server).task(ADA, task)) for task in begun.task_ids]
     assert (one.status, one.text, one.ended_at) == (Status.QUEUED, "", None)
     run = await server.claim()
-    await run.say("so ", "far")
+    await run.say("so ")
+    await run.say("far", kind=lambda text: ScoredDelta(text, ()))
     one = await batches(server).task(ADA, one.id)
     assert (one.status, one.text, one.ended_at) == (Status.IN_PROGRESS, "so far", None)
     await run.finish(FinishReason.ERROR, GenerationFailed("it broke"))

@@ -1,6 +1,7 @@
 """The transcript: what an engine says, as events with numbers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,7 @@ from internal.biz.events import (
     ResponseIncomplete,
     ResponseInProgress,
     ResponseQueued,
+    ScoredDelta,
     TextDelta,
     TextDone,
 )
@@ -40,6 +42,7 @@ from internal.biz.models import (
     ToolCall,
     Usage,
 )
+from internal.biz.scores import TokenScore
 
 if TYPE_CHECKING:
     from test.conftest import RequestFactory
@@ -287,6 +290,30 @@ def test_a_job_knows_whether_the_reasoning_is_over(emitted: Sequence[Event], ans
     running = Response.of(REQUEST, Status.IN_PROGRESS)
     begun = (QUEUED, ResponseCreated(running), ResponseInProgress(running))
     assert attempt(emitted=(*begun, *emitted)).answering is answering
+
+
+def test_scores_are_told_with_what_is_done() -> None:
+    request = replace(REQUEST, settings=Settings(logprobs=1))
+    scores = tuple(TokenScore(text, -0.5, (("x", -1.0),)) for text in ("so", " it", " is"))
+    first = attempt(request)
+    first.start()
+    first.add(ReasoningDelta("hm"))
+    first.add(ScoredDelta("so", scores[:1]))
+    first.add(TextDelta(","))
+    emitted = [QUEUED, *first.events]
+    second = attempt(request, emitted, 2)
+    assert second.emitted == "so,"
+    second.start()
+    second.add(ScoredDelta(" it is", scores[1:]))
+    response = second.finish(Finished(FinishReason.STOP))
+    item = OutputItem(MESSAGE, "so, it is", scores=scores)
+    assert list(second.events)[:-1] == [
+        " it is",
+        TextDone(MESSAGE, "so, it is", 1, scores),
+        PartDone(MESSAGE, "so, it is", 1, scores),
+        ItemDone(item, 1),
+    ]
+    assert response.output == (OutputItem(REASONING, "hm"), item)
 
 
 def test_what_is_left_open_is_closed_when_nothing_more_is_said() -> None:

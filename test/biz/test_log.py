@@ -1,6 +1,7 @@
 """The log and its cursors: whatever happens, each follower gets every event once and in order."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,17 @@ from internal.biz.events import (
     ResponseCompleted,
     ResponseFailed,
     ResponseIncomplete,
+    ResponseQueued,
+    ScoredDelta,
     TextDelta,
     TextDone,
     join_deltas,
+    scores_of,
+    unscored,
 )
 from internal.biz.log import Cursor, ResponseLog
 from internal.biz.models import ItemKind, OutputItem, Response, Settings, Status
+from internal.biz.scores import TokenScore
 
 if TYPE_CHECKING:
     from test.conftest import Reader
@@ -35,7 +41,11 @@ if TYPE_CHECKING:
 RESPONSE = Response("resp_1", "m", "ada", 0.0, Settings(), Status.COMPLETED)
 KINDS = st.sampled_from(ItemKind)
 
-deltas = st.builds(TextDelta, st.text(max_size=6)) | st.builds(ReasoningDelta, st.text(max_size=6))
+deltas = (
+    st.builds(TextDelta, st.text(max_size=6))
+    | st.builds(ScoredDelta, st.text(max_size=6), st.just((TokenScore("so", -1.0),)))
+    | st.builds(ReasoningDelta, st.text(max_size=6))
+)
 events = st.one_of(
     deltas,
     deltas,  # as in life, most events are deltas
@@ -220,6 +230,55 @@ def test_a_joined_delta_is_bounded() -> None:
     joined = list(join_deltas(0, taken))
     check_joined(0, taken, joined)
     assert max(len(text_of(event)) for _, event in joined) < JOINED_CHARS + 1000
+
+
+SCORE = TokenScore("so", -0.5, tuple((f"{n}", -1.0) for n in range(20)))
+
+
+def test_deltas_with_scores_are_joined_with_them() -> None:
+    one, other = TokenScore("a", -1.0), TokenScore("b", -2.0, (("a", -1.0),))
+    taken: list[Event] = [
+        TextDelta("x"),
+        ScoredDelta("a", (one,)),
+        ScoredDelta("b", (other,)),
+        ReasoningDelta("hm"),
+    ]
+    joined = list(join_deltas(3, taken))
+    assert joined == [(3, "x"), (5, "ab"), (6, "hm")]
+    assert [type(event) for _, event in joined] == [TextDelta, ScoredDelta, ReasoningDelta]
+    assert scores_of([text_of(event) for _, event in joined]) == (one, other)
+
+
+def test_a_joined_delta_has_few_scores() -> None:
+    taken = [ScoredDelta("so", (SCORE,))] * 1000
+    joined = list(join_deltas(0, taken))
+    check_joined(0, taken, joined)
+    found = [len(scores_of([text_of(event)])) for _, event in joined]
+    assert max(found) < 250
+    assert sum(found) == 1000
+
+
+def test_scores_have_a_size() -> None:
+    plain, scored = ResponseLog("resp_1"), ResponseLog("resp_2")
+    plain.append(0, 0, [TextDelta("so")] * 10)
+    scored.append(0, 0, [ScoredDelta("so", (SCORE,))] * 10)
+    assert scored.size_bytes > plain.size_bytes + 10 * 21 * 100
+    cursor = scored.attach(-1, Wakes())
+    assert len(cursor.take(10, 10_000)) < 5
+
+
+def test_what_is_done_can_be_told_without_scores() -> None:
+    item = OutputItem(ItemKind.MESSAGE, "so", scores=(SCORE,))
+    ended = replace(RESPONSE, output=(item,))
+    bare = replace(item, scores=())
+    for event, expected in (
+        (TextDone(ItemKind.MESSAGE, "so", 0, (SCORE,)), TextDone(ItemKind.MESSAGE, "so", 0)),
+        (PartDone(ItemKind.MESSAGE, "so", 0, (SCORE,)), PartDone(ItemKind.MESSAGE, "so", 0)),
+        (ItemDone(item, 0), ItemDone(bare, 0)),
+        (ResponseCompleted(ended), ResponseCompleted(replace(ended, output=(bare,)))),
+        (ResponseQueued(RESPONSE), ResponseQueued(RESPONSE)),
+    ):
+        assert unscored(event) == expected
 
 
 def test_a_log_that_has_ended_takes_nothing_more() -> None:

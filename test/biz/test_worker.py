@@ -11,11 +11,20 @@ import pytest
 
 from internal.biz import worker as worker_module
 from internal.biz.errors import GenerationFailed, InvalidRequest, Unavailable
-from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseInProgress, TextDelta
+from internal.biz.events import (
+    Event,
+    QueueUpdate,
+    ReasoningDelta,
+    ResponseInProgress,
+    ScoredDelta,
+    TextDelta,
+    scores_of,
+)
 from internal.biz.generation import Chunk, Delivery, Finished, FinishReason, Job, Output, Prefilled
 from internal.biz.images import Images
 from internal.biz.models import Attachment, Message, Request, Response, Role, Settings, Status, Usage
 from internal.biz.ports import Append, Capabilities, Progress, Sink
+from internal.biz.scores import TokenScore
 from internal.biz.worker import Worker
 from internal.data.memory_queue import MemoryQueue, QueueLimits
 
@@ -280,6 +289,17 @@ async def test_what_the_engine_says_becomes_the_answer(shop: Shop) -> None:
     assert [item.text for item in response.output] == ["hm", "Hello"]
     assert shop.meter.first_tokens == 1
     assert shop.progress == [0.5, 1.0]
+
+
+async def test_scores_are_told_with_the_answer(shop: Shop) -> None:
+    shop.open()
+    answer, score = await shop.ask("hello", settings=Settings(logprobs=0)), TokenScore("Hel", -0.5)
+    job = await shop.engine.job(0)
+    shop.engine.say(job, ScoredDelta("Hel", (score,)), "lo", STOP)
+    assert await answer.text() == "Hello"
+    assert scores_of(event for event in await answer.events() if isinstance(event, TextDelta)) == (score,)
+    assert (await answer.response()).output[0].scores == (score,)
+    assert shop.meter.first_tokens == 1
 
 
 async def test_the_result_is_stored_before_the_log_ends(shop: Shop, settle: "Settle") -> None:

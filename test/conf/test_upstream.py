@@ -95,7 +95,7 @@ def test_what_it_can_do_is_for_the_operator_to_say(read: Read) -> None:
     def features(**options: Any) -> frozenset[Feature]:
         return chat_rules(read(base_url="http://a", **options)).features["m"]
 
-    usual = frozenset(Feature) - {Feature.IMAGES, Feature.PATTERN}
+    usual = frozenset(Feature) - {Feature.IMAGES, Feature.PATTERN, Feature.LOGPROBS}
     assert features() == usual
     assert features(images=True) == usual | {Feature.IMAGES}
     assert features(rename={"pattern": "guided_regex"}) == usual | {Feature.PATTERN}

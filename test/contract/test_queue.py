@@ -18,11 +18,14 @@ from internal.biz.events import (
     ResponseFailed,
     ResponseIncomplete,
     ResponseQueued,
+    ScoredDelta,
     TextDelta,
+    scores_of,
 )
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.models import Backlog, Response, Settings, Status
 from internal.biz.ports import Append
+from internal.biz.scores import TokenScore
 
 if TYPE_CHECKING:
     from test.conftest import Eventually, Reader, RequestFactory
@@ -524,6 +527,29 @@ async def test_a_retry_raises_the_attempt_and_hands_over_what_was_said(
     events = await read_all(queue, response_id, make_reader())
     assert spoken(events) == "half whole"
     assert last_response(events).text == "half whole"
+
+
+async def test_how_likely_tokens_were_is_told_whoever_says_the_rest(
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    request = make_request("hello", settings=Settings(logprobs=1))
+    await queue.publish(request)
+    delivery = await claim(queue)
+    run = await begin(queue, delivery)
+    scores = tuple(TokenScore(text, -0.5, (("x", -1.5),)) for text in ("so", " it", " is"))
+    run.add(ScoredDelta("so", scores[:1]))
+    assert not await say(queue, run)
+    await queue.retry(delivery, "it died")
+    second = await claim(queue)
+    run = Transcript(second)
+    run.start()
+    assert run.emitted == "so"
+    run.add(ScoredDelta(" it is", scores[1:]))
+    ended = await finish(queue, second, run)
+    events = await read_all(queue, request.response_id, make_reader())
+    assert scores_of(event for event in events if isinstance(event, TextDelta)) == scores
+    assert last_response(events).output == ended.output
+    assert ended.output[0].scores == scores
 
 
 async def test_a_worker_whose_attempt_is_over_cannot_write(

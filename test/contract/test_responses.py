@@ -32,6 +32,7 @@ from internal.biz.models import (
 from internal.biz.ports import History
 from internal.biz.responses import ResponseStore
 from internal.biz.sampling import RareSampling
+from internal.biz.scores import TokenScore
 from internal.data.memory_history import MemoryHistory
 from internal.data.sql.conversations import SqlConversations
 from internal.data.sql.database import Database
@@ -98,18 +99,21 @@ async def test_a_response_is_read_as_it_ended(shelf: Shelf, make_request: "Reque
         sampling=Sampling(temperature=0.5, seed=7, rare=RareSampling(logit_bias=((5, -1.0),))),
         output_format=OutputFormat(pattern="a+"),
         tooling=Tooling((Tool("weather", "how it is", {"type": "object"}),), "required"),
+        logprobs=1,
         background=True,
         metadata={"a": "b"},
     )
     request = replace(asking(make_request), settings=settings)
+    scored = replace(said("let me see"), scores=(TokenScore("let me see", -0.5),))
     output = (
         OutputItem(ItemKind.REASONING, "hm"),
         said("let me see"),
         OutputItem(ItemKind.FUNCTION_CALL, "", call=CALL),
     )
-    ended = await shelf.turn(request, *output)
+    ended = await shelf.turn(request, output[0], scored, output[2])
     found = await shelf.responses.get(request.response_id, ADA)
-    assert replace(found, completed_at=None) == ended
+    # How likely the tokens were takes a hundred times as much, and is not kept.
+    assert replace(found, completed_at=None) == replace(ended, output=output)
     assert (found.completed_at is None) is (shelf.database is None)
 
 

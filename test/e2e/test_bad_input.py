@@ -158,7 +158,7 @@ async def test_an_unsupported_include_is_refused_by_name(
     server: "Server", responses_socket: "OpenResponses"
 ) -> None:
     async with responses_socket(server) as socket:
-        await socket.create("hello", include=["message.output_text.logprobs"])
+        await socket.create("hello", include=["reasoning.encrypted_content"])
         error = await socket.error()
         assert error["code"] == "unsupported_parameter"
         assert error["param"].startswith("include")

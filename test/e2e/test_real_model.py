@@ -3,12 +3,13 @@
 import asyncio
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletionMessageParam
 
 if TYPE_CHECKING:
@@ -232,6 +233,41 @@ async def test_an_answer_follows_a_schema(server: "Server", responses_socket: "O
         refused = await socket.ask("How warm?", text=as_json({"type": "array", "minItems": 10**9}))
         assert refused.types[-1] == "response.failed"
         assert refused.response["error"]["code"] == "invalid_json_schema"
+
+
+async def test_an_answer_matches_a_pattern_and_says_how_likely_it_was(server: "Server") -> None:
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
+    form: Any = {"type": "regex", "pattern": "(Paris|Rome)/[0-9]{3}"}
+    async with AsyncOpenAI(base_url=server.http("/v1"), api_key="unused") as client:
+        whole = await client.chat.completions.create(
+            model="smollm2", messages=messages, response_format=form, logprobs=True, top_logprobs=2
+        )
+        async with await client.chat.completions.create(
+            model="smollm2",
+            messages=messages,
+            response_format=form,
+            logprobs=True,
+            top_logprobs=2,
+            stream=True,
+        ) as stream:
+            choices = [chunk.choices[0] async for chunk in stream]
+        response = await client.responses.create(
+            model="smollm2", input=QUESTION, include=["message.output_text.logprobs"], max_output_tokens=9
+        )
+        with pytest.raises(BadRequestError) as refused:
+            await client.chat.completions.create(model="echo", messages=messages, logprobs=True)
+    (choice,) = whole.choices
+    assert re.fullmatch("(Paris|Rome)/[0-9]{3}", choice.message.content or "")
+    assert choice.logprobs is not None
+    scores = choice.logprobs.content or []
+    assert "".join(score.token for score in scores) == choice.message.content
+    assert all(len(score.top_logprobs) == 2 and score.logprob <= 0 for score in scores)
+    streamed = [score for it in choices if it.logprobs for score in it.logprobs.content or []]
+    assert [score.token for score in streamed] == [score.token for score in scores]
+    part: Any = next(item for item in response.output if item.type == "message").content[0]
+    assert "".join(score.token for score in part.logprobs) == part.text
+    assert not any(score.top_logprobs for score in part.logprobs)
+    assert refused.value.param == "logprobs"
 
 
 async def test_answers_run_side_by_side(server: "Server", responses_socket: "OpenResponses") -> None:

@@ -173,7 +173,7 @@ async def test_what_goes_wrong_has_the_package_s_exceptions(
         ("temperature", {"temperature": 5}),
         ("tools", {"tools": [{"type": "function", "name": "f", "parameters": {}, "strict": True}]}),
         ("max_tool_calls", {"max_tool_calls": 3}),
-        ("include[0]", {"include": ["message.output_text.logprobs"]}),
+        ("logprobs", {"include": ["message.output_text.logprobs"]}),
         ("background", {"background": True, "store": False}),
     ]
     for param, fields in wrong:

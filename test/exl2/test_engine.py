@@ -3,6 +3,7 @@ library."""
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from internal.biz.events import TextDelta
+from internal.biz.events import TextDelta, scores_of
 from internal.biz.generation import Finished, FinishReason, Job, Output
 from internal.biz.models import Message, OutputFormat, Role, Sampling, Settings, Usage
 from internal.biz.ports import Progress
@@ -308,6 +309,21 @@ async def test_tokens_and_strings_can_be_banned(start: Start, sink: "Sink", mode
     bias = Sampling(temperature=0.0, rare=RareSampling(logit_bias=((token, -100.0),)))
     text, _ = await ask(engine, sink, job(QUESTIONS[0], Settings(sampling=bias)))
     assert " Paris" not in text
+
+
+async def test_it_says_how_likely_its_tokens_were(start: Start, sink: "Sink") -> None:
+    engine = await start()
+    asked = job(QUESTIONS[0], Settings(logprobs=2))
+    engine.submit(asked)
+    outputs = await sink.outputs(asked)
+    scores = scores_of(output for output in outputs if isinstance(output, TextDelta))
+    assert "".join(score.text for score in scores) == said(outputs)
+    assert len(scores) == end_of(outputs).usage.output_tokens
+    for score in scores:
+        # Greedy: the likeliest was taken.
+        assert score.top[0] == (score.text, score.logprob)
+        assert 0 >= score.top[0][1] >= score.top[1][1]
+        assert sum(math.exp(logprob) for _, logprob in score.top) <= 1.0001
 
 
 async def test_special_tokens_that_people_type_stay_text(start: Start, sink: "Sink", model: Model) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from internal.biz.errors import GenerationFailed, InvalidRequest, UnsupportedParameter
-from internal.biz.events import Event, ReasoningDelta, ResponseQueued, TextDelta
+from internal.biz.events import Event, ReasoningDelta, ResponseQueued, TextDelta, scores_of
 from internal.biz.generation import Delivery, Finished, FinishReason, Job, Output, Prefilled, Transcript
 from internal.biz.models import (
     Message,
@@ -32,6 +32,7 @@ from internal.biz.models import (
     Truncation,
 )
 from internal.biz.sampling import RareSampling
+from internal.biz.scores import TokenScore
 from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
 from internal.generator.prompt import Piece
 
@@ -119,7 +120,10 @@ class FakeLlamaCpp(ModuleType):
             return
         for token in script[: request["n_predict"]]:
             time.sleep(self.pause_s)
-            if callback(self._choice(self.text(token))):
+            said = self._choice(self.text(token))
+            if request.get("n_probs"):
+                said["choices"][0]["logprobs"] = {"content": [self._score(token, request["n_probs"])]}
+            if callback(said):
                 return
         usage = {
             "prompt_tokens": len(prompt),
@@ -128,6 +132,13 @@ class FakeLlamaCpp(ModuleType):
         }
         whole = len(script) <= request["n_predict"]
         callback(self._choice("", "stop" if whole else "length") | {"usage": usage})
+
+    def _score(self, token: int, count: int) -> dict[str, Any]:
+        def likely(text: str, logprob: float) -> dict[str, Any]:
+            return {"token": text, "bytes": list(text.encode()), "logprob": logprob}
+
+        tops = [likely(self.text(token), -0.5), {**likely("", -1.0), "bytes": [240, 159]}]
+        return {**likely(self.text(token), -0.5), "top_logprobs": [*tops, likely("z", float("-inf"))][:count]}
 
     def _choice(self, text: str, reason: str | None = None) -> dict[str, Any]:
         return {"choices": [{"text": text, "finish_reason": reason}]}
@@ -540,7 +551,27 @@ async def test_what_is_chosen_is_asked_for_in_the_librarys_words(
         "dynatemp_range": 0.75,
         "dynatemp_exponent": 1.5,
     }
+    greedy = RareSampling(min_temp=0.5, max_temp=2.0)
+    assert await asked(temperature=0.0, rare=greedy) == usual
     assert await asked(rare=RareSampling(typical_p=1.0, dry_base=2.0)) == usual
+
+
+async def test_tokens_are_said_with_how_likely_they_were(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine, library.script = await engines.start(), "<think>\nhm\n</think>\n\nso"
+
+    async def scores(logprobs: int | None) -> list[TokenScore]:
+        outputs = await attempt(engine, sink, begin(ask("x", logprobs=logprobs)))
+        assert (thought(outputs), text(outputs)) == ("hm\n", "so")
+        return list(scores_of(output for output in outputs if isinstance(output, TextDelta)))
+
+    assert await scores(0) == [TokenScore("s", -0.5), TokenScore("o", -0.5)]
+    assert library.requests[-1]["n_probs"] == 1
+    first, _ = await scores(3)
+    assert first.top == (("s", -0.5), ("\ufffd", -1.0), ("z", -9999.0))
+    assert await scores(None) == []
+    assert "n_probs" not in library.requests[-1]
 
 
 async def test_an_answer_that_does_not_follow_its_schema_is_a_failure(
@@ -732,6 +763,14 @@ async def test_the_real_model_takes_what_is_chosen(sink: "Sink", tmp_path: Path)
         dry = replace(echo.settings, sampling=Sampling(rare=RareSampling(dry_multiplier=5.0)))
         repeats = text(await attempt(engine, sink, begin(echo)))
         assert text(await attempt(engine, sink, begin(replace(echo, settings=dry)))) != repeats
+
+        for logprobs in (0, 3):
+            outputs = await answer("Tell me a story.", max_output_tokens=8, logprobs=logprobs)
+            scores = scores_of(output for output in outputs if isinstance(output, TextDelta))
+            assert "".join(score.text for score in scores) == text(outputs)
+            assert all(score.logprob < 0 and len(score.top) == logprobs for score in scores)
+            # At temperature 0 the likeliest is said.
+            assert all(score.top[0] == (score.text, score.logprob) for score in scores if logprobs)
 
         number = OutputFormat(pattern=r"^\d{3}/\d{4}$")
         told = text(await answer("What is your phone number?", output_format=number))

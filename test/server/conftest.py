@@ -33,6 +33,7 @@ from internal.biz.events import (
     ResponseCompleted,
     ResponseFailed,
     ResponseIncomplete,
+    ScoredDelta,
     TextDelta,
 )
 from internal.biz.files import File, Files, Quota
@@ -53,6 +54,7 @@ from internal.biz.models import (
     Usage,
 )
 from internal.biz.responses import Responses
+from internal.biz.scores import TokenScore
 from internal.biz.subscription import Subscription
 from internal.biz.turnstile import Turnstile
 from internal.data.memory_history import MemoryHistory
@@ -419,6 +421,13 @@ class Run:
         self._transcript.start()
         for word in words:
             self._transcript.add(kind(word))
+        await self._append()
+
+    async def say_scored(self, *words: str) -> None:
+        """Each as a token that is as likely as another one."""
+        self._transcript.start()
+        for word in words:
+            self._transcript.add(ScoredDelta(word, (TokenScore(word, -0.5, (("or", -0.5),)),)))
         await self._append()
 
     async def call(self, *calls: ToolCall) -> None:

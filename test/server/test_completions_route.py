@@ -79,6 +79,23 @@ async def test_an_answer(api: "Api", client: AsyncOpenAI) -> None:
     assert usage.completion_tokens_details.reasoning_tokens == 2
 
 
+async def test_an_answer_says_how_likely_it_was(api: "Api", client: AsyncOpenAI) -> None:
+    for stream in (False, True):
+        async with asked(client, stream=stream, logprobs=True, top_logprobs=1) as answer:
+            run = await api.engine.claim()
+            assert run.request.settings.logprobs == 1
+            await run.say_scored("Hi", "!")
+            await run.finish()
+            found = [await answer] if not stream else [chunk async for chunk in await answer]
+        told = [choice.logprobs.content for it in found for choice in it.choices if choice.logprobs]
+        scores = [score for content in told for score in content]
+        assert [(score.token, score.logprob, score.bytes) for score in scores] == [
+            ("Hi", -0.5, [72, 105]),
+            ("!", -0.5, [33]),
+        ]
+        assert [score.top_logprobs[0].token for score in scores] == ["or", "or"]
+
+
 async def test_the_blocking_client(api: "Api") -> None:
     def talk() -> tuple[str | None, str]:
         with OpenAI(base_url=str(api.client.make_url("/v1")), api_key="unused") as client:

@@ -322,6 +322,24 @@ async def test_what_runs_in_the_background_is_answered_at_once_and_polled(api: "
     assert ended["output"][0]["id"] == message["id"]
 
 
+async def test_an_answer_says_how_likely_it_was(api: "Api") -> None:
+    body = {"input": "hello", "include": ["message.output_text.logprobs"], "top_logprobs": 1}
+    task = asyncio.create_task(api.call("POST", "/v1/responses", body))
+    run = await api.engine.claim()
+    await run.say_scored("Hi", "!")
+    so_far = await get(api, run.request.response_id)
+    await run.finish()
+    whole = await (await task).json()
+    token = {"token": "or", "logprob": -0.5, "bytes": [111, 114]}
+    (part,) = whole["output"][0]["content"]
+    assert part["logprobs"] == [
+        {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": [token]},
+        {"token": "!", "logprob": -0.5, "bytes": [33], "top_logprobs": [token]},
+    ]
+    assert so_far["output"][0]["content"][0]["logprobs"] == part["logprobs"]
+    assert whole["top_logprobs"] == 1
+
+
 async def test_what_is_not_stored_cannot_run_in_the_background(api: "Api") -> None:
     body = {"input": "hello", "background": True, "store": False}
     reply = await api.call("POST", "/v1/responses", body)
@@ -331,7 +349,8 @@ async def test_what_is_not_stored_cannot_run_in_the_background(api: "Api") -> No
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"include": ["message.output_text.logprobs"]}, "include[0]"),
+        ({"include": ["nonsense"]}, "include[0]"),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "top_logprobs"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),
         ({"prompt": {"id": "p"}}, "prompt"),

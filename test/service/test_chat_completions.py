@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
 from internal.biz.errors import ContextLengthExceeded, Unavailable
-from internal.biz.events import Event, ReasoningDelta, ResponseQueued, TextDelta
+from internal.biz.events import Event, ReasoningDelta, ResponseQueued, ScoredDelta, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.models import Message, Request, Response, Role, Settings, Status, ToolCall, Usage
+from internal.biz.scores import TokenScore
 from internal.service.codec.chat_completions import ChatCompletion, CompletionStream
 
 REQUEST = Request("resp_019a", "m", "u", 1763730000.5, (Message(Role.USER, "hello"),), Settings())
@@ -24,17 +26,18 @@ ADD, SUB = ToolCall("call_1", "add", '{"a": 1}'), ToolCall("call_2", "sub", "{}"
 Said = TextDelta | ReasoningDelta | ToolCall
 
 
-def run_of(end: Finished, *said: Said) -> tuple[Response, list[Event]]:
-    transcript = Transcript(Delivery(REQUEST, 1, (), None))
+def run_of(end: Finished, *said: Said, settings: Settings | None = None) -> tuple[Response, list[Event]]:
+    request = replace(REQUEST, settings=settings or REQUEST.settings)
+    transcript = Transcript(Delivery(request, 1, (), None))
     transcript.start()
     for one in said:
         transcript.add(one)
     response = transcript.finish(end)
-    return response, [ResponseQueued(Response.of(REQUEST, Status.QUEUED)), *transcript.events]
+    return response, [ResponseQueued(Response.of(request, Status.QUEUED)), *transcript.events]
 
 
-def whole(end: Finished, *said: Said) -> dict[str, Any]:
-    text = ChatCompletion.of(run_of(end, *said)[0]).model_dump_json()
+def whole(end: Finished, *said: Said, settings: Settings | None = None) -> dict[str, Any]:
+    text = ChatCompletion.of(run_of(end, *said, settings=settings)[0]).model_dump_json()
     require_shape(OpenAICompletion, text)
     fields: dict[str, Any] = json.loads(text)
     return fields
@@ -95,6 +98,42 @@ def test_a_whole_completion() -> None:
             "completion_tokens_details": {"reasoning_tokens": 2},
         },
     }
+
+
+SCORES = (TokenScore("Hé", -0.25, (("Hé", -0.25), ("\ufffd", -1.5))), TokenScore("!", -9999.0))
+TOLD = [
+    {
+        "token": "Hé",
+        "logprob": -0.25,
+        "bytes": [72, 195, 169],
+        "top_logprobs": [
+            {"token": "Hé", "logprob": -0.25, "bytes": [72, 195, 169]},
+            {"token": "\ufffd", "logprob": -1.5, "bytes": None},
+        ],
+    },
+    {"token": "!", "logprob": -9999.0, "bytes": [33], "top_logprobs": []},
+]
+
+
+def test_a_whole_completion_says_how_likely_it_was() -> None:
+    said = (ReasoningDelta("hm"), ScoredDelta("Hé", SCORES[:1]), ScoredDelta("!", SCORES[1:]))
+    (choice,) = whole(STOP, *said, settings=Settings(logprobs=2))["choices"]
+    assert choice["message"]["content"] == "Hé!"
+    assert choice["logprobs"] == {"content": TOLD, "refusal": None}
+    (nothing,) = whole(STOP, settings=Settings(logprobs=2))["choices"]
+    assert nothing["logprobs"] == {"content": [], "refusal": None}
+
+
+def test_chunks_say_how_likely_they_were() -> None:
+    said = (ReasoningDelta("hm"), ScoredDelta("Hé", SCORES[:1]), ScoredDelta("!", SCORES[1:]))
+    _, events = run_of(STOP, *said, settings=Settings(logprobs=2))
+    one_by_one = chunks([[event] for event in events])
+    found = [chunk["choices"][0] for chunk in one_by_one]
+    assert [choice["delta"].get("content") for choice in found] == ["", None, "Hé", "!", None]
+    assert [choice["logprobs"] for choice in found[:2] + found[4:]] == [None] * 3
+    assert [choice["logprobs"]["content"] for choice in found[2:4]] == [TOLD[:1], TOLD[1:]]
+    joined = [chunk["choices"][0] for chunk in chunks([events], wants_usage=True)[:-1]]
+    assert [choice["logprobs"]["content"] for choice in joined if choice["logprobs"]] == [TOLD]
 
 
 def test_calls_in_a_whole_completion() -> None:

@@ -121,6 +121,9 @@ def test_formats_and_choices() -> None:
     assert ask(max_tokens=3).settings.max_output_tokens == 3
     assert ask(max_tokens=3, max_completion_tokens=3).settings.max_output_tokens == 3
     assert ask(stop="END").settings.stop == ("END",)
+    assert ask(logprobs=True).settings.logprobs == 0
+    assert ask(logprobs=True, top_logprobs=20).settings.logprobs == 20
+    assert ask(logprobs=False, top_logprobs=0).settings.logprobs is None
 
 
 def test_a_dialogue_keeps_its_order() -> None:
@@ -161,8 +164,6 @@ def test_what_a_model_said_may_come_back_as_it_was() -> None:
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 3}, "top_logprobs"),
         ({"modalities": ["text", "audio"]}, "modalities[1]"),
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"functions": []}, "functions"),
@@ -222,6 +223,10 @@ def test_what_is_not_supported_is_refused_by_name(fields: dict[str, Any], param:
         ({"response_format": {"type": "regex"}}, "response_format.pattern"),
         ({"response_format": {"type": "regex", "pattern": "x" * 8193}}, "response_format.pattern"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": 5}, "logprobs"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),

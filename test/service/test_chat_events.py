@@ -12,6 +12,7 @@ from internal.biz.events import (
     ResponseCompleted,
     ResponseFailed,
     ResponseIncomplete,
+    ScoredDelta,
     TextDelta,
 )
 from internal.biz.models import Failure, Response, Status
@@ -39,7 +40,7 @@ def read(events: list[Event], begun: str | None = None) -> list[Any]:
 
 
 def test_deltas_of_one_wake_are_one_chunk() -> None:
-    events: list[Event] = [TextDelta("one\n"), ReasoningDelta("hm"), TextDelta("\n“two”")]
+    events: list[Event] = [TextDelta("one\n"), ReasoningDelta("hm"), ScoredDelta("\n“two”", ())]
     assert read(events) == [{"chunk": "one\n\n“two”"}]
     assert b"\n" not in ChatStream(None).encode(events).removesuffix(b"\n\n")
 
@@ -67,6 +68,7 @@ def test_a_failure_is_an_error(ended: Ended) -> None:
     [
         ("context_length_exceeded", 400),
         ("invalid_json_schema", 400),
+        ("invalid_pattern", 400),
         ("unsupported_parameter", 400),
         ("invalid_request", 400),
         ("schema_not_followed", 500),

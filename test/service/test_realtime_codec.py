@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from internal.biz.chat import Ask
 from internal.biz.commands import Cancel, Command, Create, Reply, Resume
 from internal.biz.errors import GenerationFailed, InvalidRequest, NotFound, SluiceError, UnsupportedParameter
-from internal.biz.events import Event, ReasoningDelta, ResponseQueued, TextDelta
+from internal.biz.events import Event, ReasoningDelta, ResponseQueued, ScoredDelta, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, ResponseLog
 from internal.biz.models import (
@@ -698,8 +698,9 @@ def test_a_response_from_elsewhere_is_told_but_joins_nothing(talk: Talk) -> None
     assert resume == Resume("resp_1", lane="resp_1")
     assert talk.refused("response.resume", response_id="resp_1").param == "response_id"
     elsewhere = Answering(talk.codec, Create(Ask(()), "resp_1", response_id="resp_1"))
-    events = elsewhere.answer(TextDelta("a"))
+    events = elsewhere.answer(ScoredDelta("a", ()))
     assert types(events)[-1] == "response.done"
+    assert "response.output_text.delta" in types(events)
     assert not any(event["type"].startswith("conversation.") for event in events)
     talk.say("b")
     assert contents(talk.ask().ask) == [(Role.USER, "b")]

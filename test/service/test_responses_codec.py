@@ -15,7 +15,14 @@ from pydantic import BaseModel
 from internal.biz.chat import Ask
 from internal.biz.commands import Cancel, Command, Create, Resume
 from internal.biz.errors import InvalidRequest, SluiceError, TooManyRequests, UnsupportedParameter
-from internal.biz.events import Event, QueueUpdate, ReasoningDelta, ResponseQueued, TextDelta
+from internal.biz.events import (
+    Event,
+    QueueUpdate,
+    ReasoningDelta,
+    ResponseQueued,
+    ScoredDelta,
+    TextDelta,
+)
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, ResponseLog
 from internal.biz.models import (
@@ -35,6 +42,7 @@ from internal.biz.models import (
     Usage,
 )
 from internal.biz.sampling import RareSampling
+from internal.biz.scores import TokenScore
 from internal.service.codec.responses import ResponsesCodec
 from internal.service.codec.responses_objects import response_object
 
@@ -621,6 +629,59 @@ def test_the_events_of_an_answer_in_order() -> None:
     assert events[9]["item"]["status"] == "in_progress"
     assert events[5]["delta"] == "hm"
     assert events[11]["delta"] == events[12]["text"] == events[13]["part"]["text"] == "so"
+
+
+SCORES = (TokenScore("só", -0.25, (("só", -0.25), ("\ufffd", -1.5))), TokenScore("!", -3.0))
+
+
+def test_an_answer_says_how_likely_it_was() -> None:
+    request = replace(REQUEST, settings=replace(SETTINGS, logprobs=2))
+    said = (ReasoningDelta("hm"), ScoredDelta("só", SCORES[:1]), ScoredDelta("!", SCORES[1:]))
+    cursor = run_of(request, STOP, *said)
+    cursor.lane = "a"
+    events = encode_all(cursor)
+    assert {event.pop("stream_id") for event in events} == {"a"}
+    for event in events:
+        as_openai({name: value for name, value in event.items() if name != "queue"})
+    deltas = [event["logprobs"] for event in events if event["type"] == "response.output_text.delta"]
+    top = [{"token": "só", "logprob": -0.25}, {"token": "\ufffd", "logprob": -1.5}]
+    told = [
+        {"token": "só", "logprob": -0.25, "top_logprobs": top},
+        {"token": "!", "logprob": -3.0, "top_logprobs": []},
+    ]
+    assert deltas == [told[:1], told[1:]]
+    of_type = {event["type"]: event for event in events}
+    assert of_type["response.output_text.done"]["logprobs"] == told
+    part = of_type["response.content_part.done"]["part"]["logprobs"]
+    assert [(score["token"], score["bytes"]) for score in part] == [("só", [115, 195, 179]), ("!", [33])]
+    assert [score["bytes"] for score in part[0]["top_logprobs"]] == [[115, 195, 179], []]
+    response = of_type["response.completed"]["response"]
+    assert response["output"][1]["content"][0]["logprobs"] == part
+    assert response["top_logprobs"] == 2
+
+
+def test_no_event_repeats_too_many_scores() -> None:
+    request = replace(REQUEST, settings=replace(SETTINGS, logprobs=20))
+    likely = TokenScore("só", -0.12345678, tuple((f"token {n}", -1.23456789) for n in range(20)))
+    for tokens, repeats in ((200, True), (2000, False)):
+        cursor = run_of(request, STOP, *[ScoredDelta("só", (likely,))] * tokens)
+        payloads = CODEC.encode(cursor, 0, cursor.log.events)
+        assert max(map(len, payloads)) < 1_000_000
+        deltas = [event for event in map(json.loads, payloads) if event["type"].endswith("text.delta")]
+        assert sum(len(event["logprobs"]) for event in deltas) == tokens
+        for event in map(json.loads, payloads[-4:]):
+            part = event.get("part") or (event.get("item") or {}).get("content", [None])[0]
+            part = part or (event["response"]["output"][0]["content"][0] if "response" in event else event)
+            assert part["text"] == "só" * tokens
+            assert len(part["logprobs"]) == (tokens if repeats else 0)
+
+
+def test_scores_are_asked_for_by_include() -> None:
+    include = ["message.output_text.logprobs", "queue"]
+    assert create(include=include).ask.settings.logprobs == 0
+    assert create(include=include).queue_updates
+    assert create(include=include, top_logprobs=5).ask.settings.logprobs == 5
+    assert create(top_logprobs=5).ask.settings.logprobs is None
 
 
 def test_a_response_object_says_its_pattern() -> None:

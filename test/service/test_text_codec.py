@@ -19,6 +19,7 @@ from internal.biz.events import (
     ResponseIncomplete,
     ResponseInProgress,
     ResponseQueued,
+    ScoredDelta,
     TextDelta,
     TextDone,
 )
@@ -73,7 +74,7 @@ def test_only_what_is_said_is_sent(cursor: Cursor) -> None:
         ItemAdded(ItemKind.MESSAGE, 1),
         PartAdded(ItemKind.MESSAGE, 1),
         TextDelta("hel"),
-        TextDelta("lo 🦆"),
+        ScoredDelta("lo 🦆", ()),
         TextDone(ItemKind.MESSAGE, "hello", 1),
         PartDone(ItemKind.MESSAGE, "hello", 1),
         ItemDone(item, 1),

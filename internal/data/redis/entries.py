@@ -2,6 +2,7 @@
 
     "text"                    a text delta: nearly all entries
     ["r", "text"]             a reasoning delta
+    ["t", "text", [["token", -0.1, [["token", -0.1], …]], …]]    a text delta with scores
     ["queued", 3, 1]          requests that go first, live workers
     ["created"]  ["in_progress"]
     ["item", "message"]  ["part"]  ["text_done"]  ["part_done"]  ["item_done", "completed"]
@@ -11,6 +12,7 @@
 What a `done` repeats is read from the deltas before it, so a log must be read from its beginning.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from json.encoder import encode_basestring
@@ -36,9 +38,11 @@ from internal.biz.events import (
     ResponseIncomplete,
     ResponseInProgress,
     ResponseQueued,
+    ScoredDelta,
     Terminal,
     TextDelta,
     TextDone,
+    scores_of,
 )
 from internal.biz.models import (
     Failure,
@@ -50,12 +54,14 @@ from internal.biz.models import (
     ToolCall,
     Usage,
 )
+from internal.biz.scores import TokenScore
 from internal.data import older
 
 END = b'["end"'
 """How the entry begins that ends a log."""
 TEXT = b'"'
 REASONING = b'["r"'
+SCORED = b'["t"'
 """How deltas begin."""
 
 _REQUEST = TypeAdapter(Request)
@@ -93,6 +99,9 @@ def encode(event: Event) -> bytes:
         return encode_basestring(event).encode(errors="replace")
     if type(event) is ReasoningDelta:
         return b'["r",%b]' % encode_basestring(event).encode(errors="replace")
+    if type(event) is ScoredDelta:
+        fields = ["t", event, [(score.text, score.logprob, score.top) for score in event.tokens]]
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
     return orjson.dumps(_fields(event))
 
 
@@ -140,7 +149,7 @@ def _end(response: Response) -> dict[str, Any]:
 class Decoder:
     """Reads the entries of one log, from its first one on. Holds the texts of the item that is open."""
 
-    __slots__ = ("_call", "_head", "_items", "_kind", "_text", "_texts")
+    __slots__ = ("_call", "_head", "_items", "_kind", "_scores", "_text", "_texts")
 
     def __init__(self, head: Request) -> None:
         self._head = head
@@ -148,6 +157,7 @@ class Decoder:
         self._kind = ItemKind.MESSAGE
         self._texts: list[Delta] = []
         self._text = ""
+        self._scores: tuple[TokenScore, ...] = ()
         self._call: ToolCall | None = None
 
     def decode(self, entries: Iterable[Any]) -> list[Event]:
@@ -177,6 +187,10 @@ class Decoder:
                 delta = ReasoningDelta(text)
                 self._texts.append(delta)
                 return delta
+            case ["t", text, scores]:
+                scored = ScoredDelta(text, tuple(_score(*score) for score in scores))
+                self._texts.append(scored)
+                return scored
             case ["queued", position, workers]:
                 return ResponseQueued(Response.of(self._head, Status.QUEUED), position, workers)
             case ["created"]:
@@ -188,6 +202,7 @@ class Decoder:
                 return ItemAdded(self._kind, index)
             case ["call", fields]:
                 self._kind, self._text, self._call = ItemKind.FUNCTION_CALL, "", ToolCall(**fields)
+                self._scores = ()
                 return ItemAdded(self._kind, index, self._call)
             case ["arguments"] if self._call is not None:
                 return ArgumentsDelta(self._call, index)
@@ -196,12 +211,13 @@ class Decoder:
             case ["part"]:
                 return PartAdded(self._kind, index)
             case ["text_done"]:
-                self._text, self._texts = "".join(self._texts), []
-                return TextDone(self._kind, self._text, index)
+                scores = () if self._head.settings.logprobs is None else scores_of(self._texts)
+                self._text, self._texts, self._scores = "".join(self._texts), [], scores
+                return TextDone(self._kind, self._text, index, scores)
             case ["part_done"]:
-                return PartDone(self._kind, self._text, index)
+                return PartDone(self._kind, self._text, index, self._scores)
             case ["item_done", status]:
-                item = OutputItem(self._kind, self._text, Status(status), self._call)
+                item = OutputItem(self._kind, self._text, Status(status), self._call, self._scores)
                 self._items.append(item)
                 return ItemDone(item, index)
             case ["end", fields]:
@@ -221,6 +237,10 @@ class Decoder:
             attempt=fields["attempt"],
         )
         return _TERMINAL[status](response)
+
+
+def _score(text: str, logprob: float, top: list[list[Any]]) -> TokenScore:
+    return TokenScore(text, logprob, tuple((other, likely) for other, likely in top))
 
 
 def decode_log(head: Request, entries: Sequence[bytes]) -> tuple[Event, ...]:

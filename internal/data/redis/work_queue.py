@@ -27,7 +27,7 @@ from internal.data.redis.endings import (
     Taken,
     append_head,
 )
-from internal.data.redis.entries import END, REASONING, TEXT, dump_request, encode
+from internal.data.redis.entries import END, REASONING, SCORED, TEXT, dump_request, encode
 from internal.data.redis.keys import Keys
 from internal.data.redis.link import RedisLink
 from internal.data.redis.queue import RedisQueueOptions
@@ -472,7 +472,7 @@ class _Batch:
 
 def _speaks(entries: list[bytes]) -> bool:
     """Whether there is text among them."""
-    return any(entry.startswith((TEXT, REASONING)) for entry in entries)
+    return any(entry.startswith((TEXT, REASONING, SCORED)) for entry in entries)
 
 
 def _held(delivery: Delivery) -> _Held:

@@ -38,7 +38,13 @@ class _Ticket:
 class ExLlamaV2Generator:
     """Implements Generator, and the engine's Owner."""
 
-    FEATURES = SAMPLING_FEATURES | {Feature.STOP, Feature.OUTPUT_FORMAT, Feature.PATTERN, Feature.TOOLS}
+    FEATURES = SAMPLING_FEATURES | {
+        Feature.STOP,
+        Feature.LOGPROBS,
+        Feature.OUTPUT_FORMAT,
+        Feature.PATTERN,
+        Feature.TOOLS,
+    }
 
     def __init__(self, options: ExLlamaV2Options, host: Host) -> None:
         self.options = options
@@ -140,7 +146,7 @@ class ExLlamaV2Generator:
         if end is not None:
             return None, end
         sampling = layered(brief.job.settings.sampling, self.options.sampling, folder.sampling, NEUTRAL)
-        rare = sampling.rare or RareSampling()
+        rare, logprobs = sampling.rare or RareSampling(), brief.job.settings.logprobs
         if rare.banned_strings and brief.grammar is not None:
             raise UnsupportedParameter(
                 "banned_strings cannot be had together with response_format or a tool_choice",
@@ -154,6 +160,7 @@ class ExLlamaV2Generator:
             self._filter(brief),
             (rare.min_tokens or 0) - brief.said_tokens,
             rare.banned_strings,
+            None if logprobs is None else partial(model.scores, top=logprobs),
         )
         return Run(brief.job, self, brief, order), FinishReason.STOP
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from internal.biz.errors import EngineLost, GenerationFailed
 from internal.biz.ports import Progress
+from internal.biz.scores import TokenScore
 from internal.generator.exllamav2.batch import Batch, Library
 from internal.generator.exllamav2.encoder import Encoder, ReplyMemory
 from internal.generator.exllamav2.model_folder import ModelFolder
@@ -30,6 +31,9 @@ class LoadedModel(Library, Protocol):
 
     def settings(self, fields: dict[str, Any]) -> Any:
         """The library's settings of how tokens are chosen. On any thread."""
+
+    def scores(self, logits: Any, tokens: Sequence[int], top: int) -> Sequence[TokenScore]:
+        """How likely the tokens were, each with the `top` likeliest in its place."""
 
     def mask(self, logits: Any, allowed: bytes) -> Any:
         """The logits, with -inf where the byte of `allowed` is 0, and behind it. On any thread."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from internal.biz.errors import EngineLost
+from internal.biz.scores import LEAST_LOGPROB, TokenScore
 from internal.generator.exllamav2.options import LoraOptions
 from internal.generator.exllamav2.packages import Packages, line_of
 from internal.generator.exllamav2.run import Run
@@ -16,6 +17,10 @@ from internal.generator.exllamav2.run import Run
 _REMEMBERED = 16
 """Of the lists of texts that clients break repetitions at: looking them up takes as long as the vocabulary
 is."""
+
+
+def _at_least(logprob: float) -> float:
+    return max(LEAST_LOGPROB, logprob)
 
 
 class Model:
@@ -60,6 +65,7 @@ class Model:
             stop_conditions=sorted(order.stop_tokens),
             filters=[order.filter] if order.filter is not None else None,
             banned_strings=list(order.banned_strings),
+            return_logits=order.score is not None,
             identifier=run,
         )
         if run.library_job is not None:
@@ -115,6 +121,21 @@ class Model:
         del self._generator, generator, model
         gc.collect()
         self._packages.torch.cuda.empty_cache()
+
+    def scores(self, logits: Any, tokens: Sequence[int], top: int) -> list[TokenScore]:
+        """How likely the tokens were, and the `top` likeliest others: before temperature and truncation,
+        behind penalties and biases. `logits` of the shape (1, tokens or more, vocabulary)."""
+        torch, pieces = self._packages.torch, self._generator.tokenizer.get_id_to_piece_list(True)
+        likely = torch.log_softmax(logits[0, : len(tokens)].float(), dim=-1)
+        best = torch.topk(likely, top, dim=-1) if top else None
+        scores = []
+        for row, token in enumerate(tokens):
+            others: list[tuple[str, float]] = []
+            if best is not None:
+                found = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
+                others = [(pieces[it], _at_least(value)) for it, value in found if it < len(pieces)]
+            scores.append(TokenScore(pieces[token], _at_least(likely[row, token].item()), tuple(others)))
+        return scores
 
     # ── on any thread ────────────────────────────────────────────────────────────────────────────
 

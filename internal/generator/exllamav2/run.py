@@ -7,7 +7,7 @@ and finds everything in the cache.
 Source: https://github.com/turboderp-org/exllamav2/blob/master/exllamav2/generator/dynamic.py (iterate)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from internal.biz.errors import EngineLost
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job, Output, Prefilled
 from internal.biz.models import Usage
+from internal.biz.scores import TokenScore
 from internal.generator.brief import Brief
 from internal.generator.exllamav2.grammar import GrammarFilter
 from internal.generator.exllamav2.options import PAGE_TOKENS, LoraOptions
@@ -26,7 +27,8 @@ _BROKEN = "\ufffd"
 @dataclass(frozen=True, slots=True)
 class Order:
     """How an answer is to be generated. `settings` are the library's own, and keep state: they are for this
-    answer alone. It has at least `min_tokens`, and none of `banned_strings`."""
+    answer alone. It has at least `min_tokens`, and none of `banned_strings`. `score` says how likely tokens
+    were, from their logits."""
 
     settings: Any
     stop_tokens: frozenset[int]
@@ -35,6 +37,7 @@ class Order:
     filter: GrammarFilter | None = None
     min_tokens: int = 0
     banned_strings: tuple[str, ...] = ()
+    score: Callable[[Any, Sequence[int]], Sequence[TokenScore]] | None = None
 
 
 class Owner(Protocol):
@@ -115,8 +118,10 @@ class Run:
         if stage == "streaming":
             if result["eos"]:
                 return self._read_end(result)
-            tokens = result.get("token_ids")  # nothing while a character is not complete
-            return () if tokens is None else self._hear(result.get("text", ""), tokens.tolist()[0])
+            if "token_ids" not in result:  # a character is not complete
+                return ()
+            tokens = result["token_ids"].tolist()[0]
+            return self._hear(result.get("text", ""), tokens, self._scores(result, tokens))
         if stage == "prefill" and not self.has_spoken:
             return (Prefilled(result["curr_progress"], result["max_progress"]),)
         return ()
@@ -125,6 +130,7 @@ class Run:
         """The last result of a part."""
         text, held = result.get("text", ""), result.get("held", {})
         tokens = result["token_ids"].tolist()[0] if "token_ids" in result else []
+        scores = self._scores(result, tokens)
         if result["eos_reason"] != "max_new_tokens":
             self.end = FinishReason.STOP
         elif self._is_last_part:
@@ -134,23 +140,28 @@ class Run:
         if result["eos_reason"] == "stop_token":
             # What was held back as the possible beginning of something; the stop token is the last of it.
             text += held.get("text", "")
-            tokens += held["token_ids"].tolist()[0][:-1] if "token_ids" in held else []
+            last = held["token_ids"].tolist()[0][:-1] if "token_ids" in held else []
+            tokens, scores = tokens + last, [*scores, *self._scores(held, last)]
         if self.is_paused and text.endswith(_BROKEN):
             # Nobody can put a character together over two jobs: these tokens are chosen anew.
             if self.order.filter is not None:
                 self.order.filter.take_back(len(tokens))
             return ()
         # A character that will not become complete is none.
-        return self._hear(text.rstrip(_BROKEN), tokens)
+        return self._hear(text.rstrip(_BROKEN), tokens, scores)
 
-    def _hear(self, text: str, tokens: Sequence[int]) -> Sequence[Output]:
+    def _scores(self, result: Mapping[str, Any], tokens: Sequence[int]) -> Sequence[TokenScore]:
+        score = self.order.score
+        return () if score is None or not tokens else score(result["logits"], tokens)
+
+    def _hear(self, text: str, tokens: Sequence[int], scores: Sequence[TokenScore]) -> Sequence[Output]:
         self.has_spoken = True
         self.tokens += tokens
         speech = self._speech
         if speech.thinking:
             self._reasoning_tokens += len(tokens)
         self._written.append(text)
-        said = speech.feed(text)
+        said = speech.feed(text, scores)
         self._said += [output for output in said if isinstance(output, TextDelta)]
         if speech.ended:
             self.end = FinishReason.STOP

@@ -31,7 +31,7 @@ class UpstreamMeter(Protocol):
 class OpenAIGenerator:
     """Implements Generator, on the event loop. Bound: `slots` jobs, each with one connection."""
 
-    FEATURES = frozenset(Feature)
+    FEATURES = frozenset(Feature) - {Feature.LOGPROBS}
     """What there are parameters for; which of them the model's server takes, the operator knows."""
 
     def __init__(

@@ -59,7 +59,10 @@ class CompletionRoutes:
             response = await self._streams.end(request, reading)
             if response.status is Status.FAILED:
                 raise failure_error(response.failure)
-            return WithHeaders(ChatCompletion.of(response), headers)
+            if response.settings.logprobs is None:
+                return WithHeaders(ChatCompletion.of(response), headers)
+            # There may be a hundred thousand of them.
+            return WithHeaders(await asyncio.to_thread(ChatCompletion.of, response), headers)
         return web.Response()  # which nobody gets
 
     async def _first_words(self, request: web.Request, reading: Reading) -> list[Event]:

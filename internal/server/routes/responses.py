@@ -118,7 +118,7 @@ class ResponseRoutes:
             headers = budget_headers(await self._chat.submit(caller, ask, response_id))
             cursor = await self._chat.follow(caller, response_id, -1, Subscription())
             cursor.close()
-            return _object(cursor.log.asked, headers)
+            return await _object(cursor.log.asked, headers)
 
     async def _wait(self, request: web.Request, caller: Caller, ask: Ask, response_id: str) -> web.Response:
         # Who leaves has not heard the id yet, and cannot come back: it is stopped at once.
@@ -128,7 +128,7 @@ class ResponseRoutes:
             if failure is not None and failure.code == ContextLengthExceeded.default_code:
                 # The request is to blame, not the model.
                 raise ContextLengthExceeded(failure.message, param="input")
-            return _object(response, budget_headers(budget))
+            return await _object(response, budget_headers(budget))
         return web.Response()  # which nobody gets
 
     async def _begin_stream(
@@ -177,14 +177,14 @@ class ResponseRoutes:
                 return await self._stream(request, caller, call.id, _last_seen(request, query), {})
         if query.starting_after is not None:
             raise InvalidRequest("starting_after is for stream=true", param="starting_after")
-        return _object(await self._responses.get(caller, call.id))
+        return await _object(await self._responses.get(caller, call.id))
 
     async def delete(self, call: Call[Body, Query]) -> DeletedResponse:
         await self._responses.delete(call.caller, call.id)
         return DeletedResponse(id=call.id)
 
     async def cancel(self, call: Call[Body, Query]) -> web.Response:
-        return _object(await self._responses.cancel(call.caller, call.id))
+        return await _object(await self._responses.cancel(call.caller, call.id))
 
     async def input_items(self, call: Call[Body, ItemsQuery]) -> web.Response:
         query, after = call.query, behind(call.query.after)
@@ -209,8 +209,11 @@ def _last_seen(request: web.Request, query: ResponseQuery) -> int:
     return max(told, int(header))
 
 
-def _object(response: Response, headers: Mapping[str, str] = NOT_STORED) -> web.Response:
-    return _json(response_object(response), headers)
+async def _object(response: Response, headers: Mapping[str, str] = NOT_STORED) -> web.Response:
+    if response.settings.logprobs is None:
+        return _json(response_object(response), headers)
+    # There may be a hundred thousand of them.
+    return _json(await asyncio.to_thread(response_object, response), headers)
 
 
 def _json(body: dict[str, Any], headers: Mapping[str, str] = NOT_STORED) -> web.Response:

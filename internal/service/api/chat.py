@@ -83,7 +83,7 @@ class ChatStream:
 
     def encode(self, events: Sequence[Event]) -> bytes:
         """At most one chunk, and the end, when it is among them."""
-        text = "".join([event for event in events if type(event) is TextDelta])
+        text = "".join([event for event in events if isinstance(event, TextDelta)])
         data = _event({"chunk": text}) if text else b""
         match events[-1]:
             case ResponseFailed(response):

@@ -1,5 +1,6 @@
 """Bodies and queries of the Responses API over HTTP, and what its answers look like."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,7 @@ from pydantic import ConfigDict, Field
 from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest
 from internal.service.api.base import WHOLE_NUMBER, Answer, Body, Query
-from internal.service.codec.responses_request import ResponseCreate
+from internal.service.codec.responses_request import ScoredCreate
 
 Include = Literal[
     "file_search_call.results",
@@ -18,8 +19,10 @@ Include = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
     "reasoning.encrypted_content",
+    "message.output_text.logprobs",
 ]
-"""What may be asked for: it is always there, or never, as with tools that no model here has."""
+"""What may be asked for: but for the last, it is always there, or never, as with tools that no model here
+has."""
 
 
 class StreamOptions(Body):
@@ -28,7 +31,7 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class NewResponse(ResponseCreate):
+class NewResponse(ScoredCreate):
     """A turn, and how its answer comes: whole, as it is made, or later."""
 
     stream: bool | None = None
@@ -37,6 +40,10 @@ class NewResponse(ResponseCreate):
     ] = None
     include: Annotated[list[Include], Field(max_length=16, fail_fast=True)] | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def included(self) -> Sequence[str]:
+        return self.include or ()
 
     def ask(self) -> Ask:
         if self.background and self.store is False:
@@ -133,6 +140,7 @@ class ResponseObject(Answer):
     max_output_tokens: int | None
     temperature: float | None
     top_p: float | None
+    top_logprobs: int
     truncation: Literal["auto", "disabled"]
     store: bool
     metadata: dict[str, str]

@@ -5,7 +5,7 @@ Source: https://platform.openai.com/docs/api-reference/chat/object
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import Field
@@ -20,12 +20,14 @@ from internal.biz.events import (
     ResponseFailed,
     ResponseIncomplete,
     ResponseQueued,
+    ScoredDelta,
     TextDelta,
     join_deltas,
 )
 from internal.biz.models import ItemKind, Response, Status, ToolCall, Usage
 from internal.service.api.base import Answer
 from internal.service.api.chat import failure_error
+from internal.service.codec.scores import whole_scores
 from internal.service.errors import error_body
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -56,12 +58,28 @@ class CompletionMessage(Answer):
     )
 
 
+class CompletionLogprobs(Answer):
+    """`content` has for each token `token`, `logprob` (the natural logarithm of its probability), `bytes`
+    (null for a part of a character), and `top_logprobs`, the same of the likeliest tokens in its place."""
+
+    content: list[dict[str, Any]]
+    refusal: None
+
+    @classmethod
+    def of(cls, response: Response) -> "CompletionLogprobs | None":
+        if response.settings.logprobs is None:
+            return None
+        scores = [score for item in response.output for score in item.scores]
+        # There may be a hundred thousand of them, which have just been made.
+        return cls.model_construct(content=whole_scores(scores, None), refusal=None)
+
+
 class CompletionChoice(Answer):
     """`length`: it ended before its end, at a limit of tokens or because somebody stopped it."""
 
     index: Literal[0]
     message: CompletionMessage
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
 
 
@@ -113,7 +131,10 @@ class ChatCompletion(Answer):
             tool_calls=[_call(call) for call in response.calls] or None,
         )
         choice = CompletionChoice(
-            index=0, message=message, logprobs=None, finish_reason=_finish_reason(response)
+            index=0,
+            message=message,
+            logprobs=CompletionLogprobs.of(response),
+            finish_reason=_finish_reason(response),
         )
         return cls(
             id=completion_id(response.id),
@@ -172,8 +193,15 @@ class CompletionStream:
         """Once per token: a whole object for each takes half as long again."""
         return b"%b%b%b" % (self._text_head, orjson.dumps(delta), self._tail)
 
+    def _scored(self, delta: ScoredDelta) -> bytes:
+        logprobs = {"content": whole_scores(delta.tokens, None), "refusal": None}
+        parts = (self._text_head, orjson.dumps(delta), orjson.dumps(logprobs), self._no_usage)
+        return b'%b%b},"logprobs":%b,"finish_reason":null}]%b}\n\n' % parts
+
     def _event(self, event: Event) -> bytes:
         match event:
+            case ScoredDelta():
+                return self._scored(event)
             case TextDelta():
                 return self._text(event)
             case ReasoningDelta():

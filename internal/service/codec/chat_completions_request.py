@@ -24,6 +24,7 @@ from internal.service.codec.responses_request import (
     Pattern,
     Stop,
     ToolName,
+    TopLogprobs,
     tooling,
 )
 from internal.service.codec.sampling import SamplingParameters
@@ -181,6 +182,8 @@ class ChatCompletionCreate(SamplingParameters):
     max_tokens: _MaxTokens | None = None
     stop: Stop | None = None
     response_format: CompletionFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -195,8 +198,6 @@ class ChatCompletionCreate(SamplingParameters):
     service_tier: Literal["auto", "default"] | None = None
     # What is not here, said as some clients always say it.
     n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
     audio: None = None
     functions: None = None
@@ -225,6 +226,8 @@ class ChatCompletionCreate(SamplingParameters):
         """Raises InvalidRequest for what contradicts itself."""
         if self.stream_options is not None and not self.stream:
             raise _contradiction("stream_options", "this is for streams only")
+        if self.top_logprobs and not self.logprobs:
+            raise _contradiction("top_logprobs", "this is for logprobs: true")
         turn = tuple(_message(message) for message in self.messages)
         return Ask(turn, self.model, self._settings())
 
@@ -235,6 +238,7 @@ class ChatCompletionCreate(SamplingParameters):
             stop=tuple(self.stop or ()),
             reasoning_effort=self.reasoning_effort,
             output_format=self._output_format(),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             tooling=self._tooling(),
             # Every request has the whole dialogue: to store it each time would store it many times.
             store=self.store is True,
@@ -280,7 +284,7 @@ def _contradiction(param: str, message: str) -> InvalidRequest:
 
 _UNSUPPORTED = frozenset(
     (
-        *("type", "n", "logprobs", "top_logprobs", "modalities", "audio", "functions"),
+        *("type", "n", "modalities", "audio", "functions"),
         *("function_call", "moderation", "prediction", "prompt_cache_options", "service_tier"),
         *("verbosity", "web_search_options"),
     )

@@ -167,7 +167,7 @@ class RealtimeCodec:
         answer = self._answers[cursor.response_id]
         payloads = []
         for event in events:
-            if type(event) is TextDelta:
+            if isinstance(event, TextDelta):  # it has no scores in this dialect
                 parts = (answer.delta_head, orjson.dumps(event), self._event_prefix, next(self._numbers))
                 payloads.append(b'%b,"delta":%b,"event_id":"%b%d"}' % parts)
                 continue

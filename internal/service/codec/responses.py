@@ -19,19 +19,25 @@ from internal.biz.log import Cursor
 from internal.biz.models import ItemKind
 from internal.service.api.base import Body
 from internal.service.codec.responses_objects import event_object, part_place
-from internal.service.codec.responses_request import ResponseCreate, invalid, require_small
+from internal.service.codec.responses_request import ScoredCreate, invalid, require_small
 from internal.service.errors import error_body, http_status
 
 _Lane = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-_Include = Annotated[list[Literal["queue"]], Field(max_length=8, fail_fast=True)]
+_Include = Annotated[
+    list[Literal["queue", "message.output_text.logprobs"]], Field(max_length=8, fail_fast=True)
+]
 
 
-class _ResponseCreate(ResponseCreate):
+class _ResponseCreate(ScoredCreate):
     type: Literal["response.create"]
     stream_id: _Lane | None = None
     stream: Literal[True] | None = None
     include: _Include | None = None
+
+    @property
+    def included(self) -> Sequence[str]:
+        return self.include or ()
 
 
 class _ResponseCancel(Body):
@@ -110,7 +116,7 @@ class ResponsesCodec:
     def decode(self, data: bytes) -> Command:
         event = _parse(data)
         if isinstance(event, _ResponseCreate):
-            wants_queue, models = "queue" in (event.include or ()), event.models
+            wants_queue, models = "queue" in event.included, event.models
             if len(models) > 1:
                 return Create(event.ask_all(), event.stream_id, wants_queue, models)
             return Create(event.ask(), event.stream_id, wants_queue)

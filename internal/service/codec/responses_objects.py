@@ -3,6 +3,7 @@
 Source: https://platform.openai.com/docs/api-reference/responses/object
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from internal.biz.events import (
@@ -22,6 +23,8 @@ from internal.biz.events import (
     ResponseQueued,
     TextDelta,
     TextDone,
+    scores_of,
+    unscored,
 )
 from internal.biz.log import ResponseLog
 from internal.biz.models import (
@@ -35,6 +38,8 @@ from internal.biz.models import (
     Tooling,
     Usage,
 )
+from internal.biz.scores import TokenScore, count_scores
+from internal.service.codec.scores import said_scores, whole_scores
 
 
 def response_object(response: Response) -> dict[str, Any]:
@@ -66,6 +71,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "max_output_tokens": settings.max_output_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_logprobs": settings.logprobs or 0,
         "truncation": settings.truncation.value,
         "store": settings.store,
         "metadata": dict(settings.metadata),
@@ -123,11 +129,12 @@ def item_id(response_id: str, kind: ItemKind, index: int) -> str:
     return f"{_PREFIX[kind]}_{response_id.removeprefix('resp_')}_{index}"
 
 
-def part_object(kind: ItemKind, text: str) -> dict[str, Any]:
+def part_object(kind: ItemKind, text: str, scores: Sequence[TokenScore] = ()) -> dict[str, Any]:
     """A content part of an output item."""
     if kind is ItemKind.REASONING:
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    logprobs = whole_scores(scores, [])
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 def item_object(response_id: str, index: int, item: OutputItem) -> dict[str, Any]:
@@ -141,7 +148,7 @@ def item_object(response_id: str, index: int, item: OutputItem) -> dict[str, Any
     if item.call is not None:
         arguments = "" if running else item.call.arguments
         return {**fields, "call_id": item.call.id, "name": item.call.name, "arguments": arguments}
-    fields["content"] = [] if running and not item.text else [part_object(item.kind, item.text)]
+    fields["content"] = [] if running and not item.text else [part_object(item.kind, item.text, item.scores)]
     if item.kind is ItemKind.REASONING:
         return {**fields, "summary": []}
     return {**fields, "role": "assistant"}
@@ -156,19 +163,38 @@ _RESPONSE_EVENTS: dict[type, str] = {
 }
 
 
+MAX_REPEATED_SCORES = 5000
+"""How many likelihoods an event repeats that deltas have told before, about half a megabyte of them: many
+more take long to write, and no frame that the `openai` package takes has more than a megabyte."""
+
+
 def event_object(log: ResponseLog, number: int, event: Event) -> dict[str, Any]:
     """Event `number` of `log` as the API has it."""
+    if not isinstance(event, str) and _repeated(event) > MAX_REPEATED_SCORES:
+        event = unscored(event)
     return {**_fields(log, number, event), "sequence_number": number}
+
+
+def _repeated(event: Event) -> int:
+    """How many likelihoods it has that deltas have had before."""
+    match event:
+        case TextDone(scores=scores) | PartDone(scores=scores):
+            return count_scores(scores)
+        case ItemDone(item):
+            return count_scores(item.scores)
+        case ResponseCompleted(response) | ResponseIncomplete(response) | ResponseFailed(response):
+            return sum(count_scores(item.scores) for item in response.output)
+    return 0
 
 
 def _fields(log: ResponseLog, number: int, event: Event) -> dict[str, Any]:
     response_id = log.response_id
     match event:
         case TextDelta() | ReasoningDelta():
-            kind = ItemKind.MESSAGE if type(event) is TextDelta else ItemKind.REASONING
+            kind = ItemKind.REASONING if isinstance(event, ReasoningDelta) else ItemKind.MESSAGE
             fields = {"type": f"response.{_PART[kind]}.delta", "delta": str(event)}
             place = part_place(response_id, kind, log.output_index(number))
-            return {**fields, **place, **_logprobs(kind)}
+            return {**fields, **place, **_logprobs(kind, scores_of((event,)))}
         case ResponseQueued(response, position, workers):
             queue: dict[str, Any] = {"position": position}
             if not workers:
@@ -180,12 +206,12 @@ def _fields(log: ResponseLog, number: int, event: Event) -> dict[str, Any]:
         case PartAdded(kind, index):
             place = part_place(response_id, kind, index)
             return {"type": "response.content_part.added", **place, "part": part_object(kind, "")}
-        case TextDone(kind, text, index):
+        case TextDone(kind, text, index, scores):
             fields = {"type": f"response.{_PART[kind]}.done", "text": text}
-            return {**fields, **part_place(response_id, kind, index), **_logprobs(kind)}
-        case PartDone(kind, text, index):
-            place = part_place(response_id, kind, index)
-            return {"type": "response.content_part.done", **place, "part": part_object(kind, text)}
+            return {**fields, **part_place(response_id, kind, index), **_logprobs(kind, scores)}
+        case PartDone(kind, text, index, scores):
+            place, part = part_place(response_id, kind, index), part_object(kind, text, scores)
+            return {"type": "response.content_part.done", **place, "part": part}
         case ArgumentsDelta(call, index):
             fields = {"type": "response.function_call_arguments.delta", "delta": call.arguments}
             return {**fields, **_place(response_id, ItemKind.FUNCTION_CALL, index)}
@@ -210,5 +236,5 @@ def part_place(response_id: str, kind: ItemKind, index: int) -> dict[str, Any]:
     return {**_place(response_id, kind, index), "content_index": 0}
 
 
-def _logprobs(kind: ItemKind) -> dict[str, Any]:
-    return {"logprobs": []} if kind is ItemKind.MESSAGE else {}
+def _logprobs(kind: ItemKind, scores: Sequence[TokenScore]) -> dict[str, Any]:
+    return {"logprobs": said_scores(scores)} if kind is ItemKind.MESSAGE else {}

@@ -6,6 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -37,6 +38,7 @@ from internal.biz.models import (
 from internal.service.api.base import Body
 from internal.service.codec.parts import TAG, Parts, Texts, attachments_of, text_of
 from internal.service.codec.sampling import SamplingParameters
+from internal.service.codec.scores import LOGPROBS, MAX_TOP
 from internal.service.validation import complaint
 
 MAX_ITEMS = 4096
@@ -57,6 +59,7 @@ Metadata = Annotated[
     ],
     Field(max_length=16),
 ]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP)]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
@@ -339,6 +342,21 @@ class ResponseCreate(SamplingParameters):
         function = chosen.name if isinstance(chosen, _ChosenFunction) else None
         choice = chosen if isinstance(chosen, str) else "auto"
         return tooling(tools, choice, function, parallel=self.parallel_tool_calls is not False)
+
+
+class ScoredCreate(ResponseCreate):
+    """A `create` whose client may hear how likely the tokens of the answer were."""
+
+    top_logprobs: TopLogprobs | None = None
+
+    @property
+    def included(self) -> Sequence[str]:
+        """What is to be told beside the usual."""
+        return ()
+
+    def _settings(self) -> Settings:
+        settings = super()._settings()
+        return replace(settings, logprobs=self.top_logprobs or 0) if LOGPROBS in self.included else settings
 
 
 def tooling(tools: Sequence[Tool], choice: str, function: str | None, *, parallel: bool) -> Tooling:

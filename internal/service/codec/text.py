@@ -33,7 +33,7 @@ class TextCodec:
             return [events[0].encode()]
         payloads = []
         for event in events:
-            if type(event) is TextDelta:
+            if isinstance(event, TextDelta):
                 payloads.append(event.encode())
             elif type(event) is ResponseFailed and event.response.failure is not None:
                 payloads.append(_sentence(event.response.failure.message))

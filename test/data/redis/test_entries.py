@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internal.biz.errors import GenerationFailed, InvalidRequest
-from internal.biz.events import ReasoningDelta, TextDelta
+from internal.biz.events import Event, ReasoningDelta, ScoredDelta, TextDelta, scores_of
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.models import (
     Message,
@@ -26,6 +26,7 @@ from internal.biz.models import (
     Usage,
 )
 from internal.biz.sampling import RareSampling
+from internal.biz.scores import TokenScore
 from internal.data.redis.entries import (
     END,
     Decoder,
@@ -76,6 +77,7 @@ requests = st.builds(
         stop=st.lists(st.text(), max_size=2).map(tuple),
         output_format=st.none()
         | st.builds(OutputFormat, st.none() | schemas, st.text(), st.booleans(), st.none() | st.text()),
+        logprobs=st.none() | st.integers(0, 20),
         tooling=st.builds(
             Tooling,
             st.lists(st.builds(Tool, st.text(), st.none() | st.text(), schemas), max_size=2).map(tuple),
@@ -89,7 +91,16 @@ requests = st.builds(
     batch=st.none() | st.builds(Seat, st.text(), st.integers(0, 7)),
 )
 calls = st.builds(ToolCall, st.text(), st.text(), st.text())
-sayings = st.builds(TextDelta, st.text()) | st.builds(ReasoningDelta, st.text()) | calls
+logprobs = st.floats(-9999, 0)
+scores = st.builds(
+    TokenScore, st.text(), logprobs, st.lists(st.tuples(st.text(), logprobs), max_size=2).map(tuple)
+)
+sayings = (
+    st.builds(TextDelta, st.text())
+    | st.builds(ScoredDelta, st.text(), st.lists(scores, max_size=2).map(tuple))
+    | st.builds(ReasoningDelta, st.text())
+    | calls
+)
 attempts = st.lists(st.lists(sayings), min_size=1, max_size=3)
 ends = st.builds(
     Finished,
@@ -139,6 +150,11 @@ def test_a_log_is_read_as_it_was_written(
     assert list(read) == log.events
     # The classes of deltas are those of strings, and equal to them.
     assert [type(event) for event in read] == [type(event) for event in log.events]
+    assert scores_of(map(_text, read)) == scores_of(map(_text, log.events))
+
+
+def _text(event: Event) -> str:
+    return event if isinstance(event, str) else ""
 
 
 @given(attempts=attempts, end=ends, cuts=st.lists(st.integers(0, 40)))
@@ -161,6 +177,8 @@ def test_only_the_end_begins_as_an_end_does(write_log: "WriteLog", attempts: Any
 
 def test_a_token_costs_few_bytes() -> None:
     assert encode(TextDelta("Hello")) == b'"Hello"'
+    scored = ScoredDelta("é", (TokenScore("é", -0.5, (("e", -1.0),)),))
+    assert encode(scored) == '["t","é",[["é",-0.5,[["e",-1.0]]]]]'.encode()
 
 
 @given(text=st.text(min_size=1))

@@ -9,10 +9,13 @@ import pytest
 
 from internal.biz.errors import Unavailable
 from internal.biz.events import (
+    Delta,
     Event,
+    ReasoningDelta,
     ResponseCompleted,
     ResponseFailed,
     ResponseInProgress,
+    ScoredDelta,
     TextDelta,
 )
 from internal.biz.generation import Finished, FinishReason
@@ -228,6 +231,18 @@ async def test_a_claim_that_nobody_waits_for_any_more_gives_back_what_it_brings(
         else:
             await worker.queue.release(found[0])
             await (await other.claim_one()).end()
+
+
+@pytest.mark.parametrize("said", [TextDelta("so"), ReasoningDelta("hm"), ScoredDelta("so", ())])
+async def test_who_speaks_is_not_silent(net: "Net", said: Delta) -> None:
+    server, worker = await net.server(), await net.worker()
+    request = await net.publish(server)
+    run = await worker.claim_one()
+    assert await net.meta(request.response_id, "silent") == "1"
+    run.start()
+    run.add(said)
+    assert await worker.step(run) == []
+    assert await net.meta(request.response_id, "silent") == "0"
 
 
 async def test_a_claim_takes_as_much_as_there_is_room_for(net: "Net") -> None:

@@ -59,6 +59,7 @@ class Job:
         identifier: Any = None,
         min_new_tokens: int = 0,
         banned_strings: Sequence[str] = (),
+        return_logits: bool = False,
     ) -> None:
         (tokens,) = input_ids.rows
         assert tokens, "Input IDs cannot be empty."
