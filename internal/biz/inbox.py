@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+from internal.biz.errors import EngineLost
 from internal.biz.generation import Chunk
 
 
@@ -22,6 +23,7 @@ class StepInbox:
         """Somebody who writes on the loop may look for room again."""
         self._called = False
         self._closed = False
+        self._lost: EngineLost | None = None
         self._reader: asyncio.Future[None] | None = None
 
     def put(self, step: list[Chunk]) -> None:
@@ -44,6 +46,20 @@ class StepInbox:
             self._taken.clear()
             await self._taken.wait()
 
+    def fail(self, error: EngineLost) -> None:
+        """Whoever takes is told, behind what was handed over before; what comes later is dropped."""
+        with self._room:
+            if self._closed:
+                return
+            self._closed = True
+            self._lost = error
+            self._room.notify_all()
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        self._taken.set()
+        self._wake()
+
     def _add(self, step: list[Chunk]) -> None:
         if self._closed:
             return
@@ -58,8 +74,11 @@ class StepInbox:
             self._reader.set_result(None)
 
     async def take(self) -> list[Chunk]:
-        """Everything that was handed over since the last call; waits when there is nothing."""
+        """Everything that was handed over since the last call; waits when there is nothing. Raises EngineLost
+        when there is no more to come."""
         while not self._chunks:
+            if self._lost is not None:
+                raise self._lost
             self._reader = self._loop.create_future()
             try:
                 await self._reader

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from internal.biz.errors import EngineLost
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.generation import Chunk, Delivery, Job
 from internal.biz.log import Cursor, Follower
@@ -200,6 +201,10 @@ class Sink(Protocol):
     async def room(self) -> None:
         """Return when the loop has caught up."""
 
+    def fail(self, error: EngineLost) -> None:
+        """The engine cannot go on in this process, which ends for it. Called on any thread; never blocks.
+        Nothing is taken any more, and `stop` is not called: it might wait for ever."""
+
 
 Progress = Callable[[float], None]
 """Told how much of a model is loaded, 0 to 1, from any thread."""
@@ -210,10 +215,15 @@ class Generator(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Valid once `start` has returned."""
+        """Valid once `start` has returned, and from then on, also while the model is unloaded."""
 
     async def start(self, sink: Sink, progress: Progress) -> None:
-        """Load the model. Raises GenerationFailed with what to do about it."""
+        """Load the model, also again after `stop`. `stop` is called after this in any case, also when it
+        fails or is cancelled.
+
+        Raises GenerationFailed with what to do about it, and EngineLost when that would fail in this process
+        for ever.
+        """
 
     def submit(self, job: Job) -> None:
         """Begin a job; at most `slots` at a time. Returns at once; all else is said through the sink."""
@@ -223,7 +233,8 @@ class Generator(Protocol):
         two attempts at one response are two jobs. One that has ended, or was never submitted, is ignored."""
 
     async def stop(self) -> None:
-        """End the engine's threads. Jobs that still run end without a word."""
+        """End the engine's threads, and give back the memory of the model. Jobs that still run end without a
+        word. Stopping what does not run is harmless."""
 
 
 class Connection(Protocol):

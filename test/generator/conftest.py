@@ -5,6 +5,7 @@ import queue
 
 import pytest
 
+from internal.biz.errors import EngineLost
 from internal.biz.generation import Chunk, Finished, Job, Output
 
 
@@ -23,6 +24,9 @@ class Sink:
 
     async def room(self) -> None:
         return
+
+    def fail(self, error: EngineLost) -> None:
+        raise AssertionError(f"no engine here is lost: {error}")
 
     async def step(self) -> list[Chunk]:
         return await asyncio.to_thread(self._steps.get, True, 5)
