@@ -23,7 +23,7 @@ from internal.conf.load import ConfigError, load
 from internal.conf.settings import Model, Settings, parse_address
 from internal.server import probes
 from internal.server.listen import listen, naming
-from internal.server.readiness import Readiness
+from internal.server.readiness import Readiness, Standing
 
 log = logging.getLogger("sluice")
 
@@ -64,9 +64,13 @@ async def work(settings: Settings, models: Sequence[Model]) -> None:
     crew = build_crew(settings, models)
     names = [model.name for model in models]
     readiness = Readiness(names)
+
+    def crew_stands() -> dict[str, Standing]:
+        return {one.model: Standing(int(one.takes_requests), one.condition) for one in crew.workers}
+
     async with contextlib.AsyncExitStack() as around:
         stop = around.enter_context(stop_signal())
-        await _serve_probes(around, settings, probes.build(readiness, crew.instruments, names))
+        await _serve_probes(around, settings, probes.build(readiness, crew.instruments, crew_stands))
         ready = f"worker {crew.name} is ready: {', '.join(names)}"
         progress = LoadingProgress(readiness, lambda: log.info(ready), alone=True)
         working = asyncio.create_task(crew.work(progress))

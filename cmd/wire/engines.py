@@ -36,7 +36,7 @@ def generator(model: conf.Model, instruments: Instruments) -> Generator:
         case conf.LlamaCppModel(options=llama):
             from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
 
-            return LlamaCppGenerator(LlamaCppOptions(**dict(llama)))
+            return LlamaCppGenerator(LlamaCppOptions(**llama.model_dump(exclude={"idle_unload"})))
         case conf.OpenAIModel(name=name, options=upstream):
             from internal.generator.openai.engine import OpenAIGenerator
 

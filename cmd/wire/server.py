@@ -24,6 +24,7 @@ from internal.biz.flusher import Flusher
 from internal.biz.guests import Guests
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.limits import Limiter
+from internal.biz.model_orders import ModelOrders
 from internal.biz.recovery import Recovery
 from internal.biz.responses import Responses
 from internal.biz.session import SessionLimits
@@ -150,14 +151,17 @@ def build_server(settings: conf.Settings) -> Sluice:
         Proxies(settings.server.trusted_proxies),
         required=settings.auth.required,
         allowed_origins=settings.server.allowed_origins,
+        operator_key=settings.auth.operator_key.get_secret_value(),
     )
+    orders = ModelOrders(back.queue)
+    services.append(orders)
     responses = Responses(chat, back.queue, storage.responses)
     batches = Batches(chat, storage.batches)
     routes = [
         *StatusRoutes(chat, readiness).routes,
         *BatchRoutes(batches).routes,
         *BatchFormRoutes(batches, settings.session.max_message_bytes).routes,
-        *ModelRoutes(chat).routes,
+        *ModelRoutes(chat, orders, streams).routes,
         *CompletionRoutes(chat, streams).routes,
         *ResponseRoutes(chat, responses, streams).routes,
     ]

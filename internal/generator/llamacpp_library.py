@@ -73,8 +73,8 @@ class LlamaCpp:
         self._cached_tokens = functools.lru_cache(_CACHED_PIECES)(self._ask_tokens)
 
     def close(self) -> None:
-        """Give back the memory of the model, once nothing runs; nothing can be asked any more. It would not go
-        by itself: what is remembered refers to this object, and the collector is spared."""
+        """Give back the memory of the model, once nothing runs; nothing can be asked any more. It would not
+        go by itself: what is remembered refers to this object, and the collector is spared."""
         del self._server, self._cached_tokens
 
     def facts(self) -> ModelFacts:
