@@ -576,6 +576,13 @@ class Shop:
         if self._task is not None:
             await self.close_worker()
 
+    async def ended(self) -> None:
+        """The worker has ended by itself. Raises what it raised."""
+        assert self._task is not None
+        task, self._task = self._task, None
+        async with asyncio.timeout(5):
+            await task
+
     async def close_worker(self) -> None:
         assert self._task is not None
         self._task.cancel()
