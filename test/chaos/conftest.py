@@ -236,7 +236,8 @@ class Cluster:
             return False
         if found.status != 200:
             return False
-        pids = {int(worker["id"].split("-")[-2]) for worker in found.json["data"]}
+        working = [worker["id"] for worker in found.json["data"] if worker["slots"]]
+        pids = {int(name.split("-")[-2]) for name in working}
         return pids >= {worker.pid for worker in self.workers if worker.runs}
 
     async def until(self, condition: Callable[[], Awaitable[object]], what: str) -> None:
