@@ -24,7 +24,7 @@ from internal.biz.generation import (
 from internal.biz.images import Images
 from internal.biz.inbox import StepInbox
 from internal.biz.model_life import ModelLife
-from internal.biz.models import Condition, Message, Response, ToolCall
+from internal.biz.models import Condition, Message, ModelState, Response, ToolCall
 from internal.biz.ports import Generator, History, Meter, Progress, WorkQueue
 
 log = logging.getLogger(__name__)
@@ -243,6 +243,11 @@ class Worker:
     def _tell(self) -> None:
         if not self._draining:
             self._queue.attend(self.model, self._life)
+        condition = self._life.condition
+        if condition.state is ModelState.LOADING:
+            update = QueueUpdate(0, loading=round(condition.progress, 2))
+            for run in self._runs.values():  # none of which is on the engine yet
+                self._queue.announce(run.delivery, update)
 
     # ── as the queue sees it ─────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,7 @@ import pytest
 
 from internal.biz import model_life
 from internal.biz.errors import EngineLost, GenerationFailed, Unavailable
-from internal.biz.events import ResponseQueued
+from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.models import Condition, ModelState, Order, Status
 from internal.biz.worker import Worker
@@ -297,6 +297,17 @@ async def test_a_model_that_cannot_be_loaded_fails_who_asks_and_is_tried_again(s
         assert shop.history.finished[-1] == response
     shop.engine.refusal = None
     await ends(shop, await shop.ask(), 0)
+
+
+async def test_who_wants_to_know_hears_how_far_the_model_is(shop: "Shop") -> None:
+    await opened(shop, idle_unload_s=0.01)
+    await until(lambda: shop.engine.stopped)
+    shop.engine.go_on.clear()
+    answer = await shop.ask(queue_updates=True)
+    await until(lambda: QueueUpdate(0, loading=0.5) in answer.reader.updates)
+    assert answer.reader.updates[0] == QueueUpdate(0, loading=0.0)
+    shop.engine.go_on.set()
+    await ends(shop, answer, 0)
 
 
 async def test_who_cancels_does_not_wait_for_the_model(shop: "Shop") -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from internal.biz.events import ResponseQueued
+from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Delivery, Transcript
 from internal.biz.models import Condition, ModelState, Order, WorkerInfo
 
@@ -119,6 +119,22 @@ async def test_an_order_reaches_the_workers_of_its_model(queue: "Queue", eventua
 async def test_an_order_for_a_model_without_workers_is_heard_by_nobody(queue: "Queue") -> None:
     await queue.order("m", "order_1", Order.LOAD)
     assert not await queue.workers()
+
+
+async def test_who_asked_hears_how_far_the_model_is_loaded(
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    request, reader = make_request(), make_reader()
+    await queue.publish(request)
+    cursor = await queue.follow(request.response_id, -1, reader, queue_updates=True)
+    (delivery,) = await queue.claim("m", Worker(Condition()))
+    updates = [QueueUpdate(0, loading=0.25), QueueUpdate(0, 64, 300)]
+    for update in updates:
+        queue.announce(delivery, update)
+    while reader.updates[-1:] != updates[-1:]:
+        await reader.news()
+    assert [it for it in reader.updates if it in updates] == updates
+    cursor.close()
 
 
 @pytest.mark.cluster

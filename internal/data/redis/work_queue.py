@@ -392,7 +392,9 @@ class RedisWorkQueue:
     def announce(self, delivery: Delivery, update: QueueUpdate) -> None:
         held = _held(delivery)
         if not held.lost:
-            fields = [update.position, update.prefilled, update.prompt_tokens]
+            fields: list[float] = [update.position, update.prefilled, update.prompt_tokens]
+            if update.loading is not None:  # which servers of earlier versions do not know
+                fields.append(update.loading)
             news = orjson.dumps([[held.response_id, NOT_AN_EVENT, fields]])
             self._link.post("announce", held.base, self._keys.nodes, held.response_id, news)
 
