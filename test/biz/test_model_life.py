@@ -90,13 +90,14 @@ async def test_what_does_not_finish_goes_on_when_the_model_is_loaded_again(
     await carried_out(shop, Order.UNLOAD)
     assert shop.engine.cancelled == [job]
     assert await shop.waiting() == 1
+    assert shop.worker is not None
+    assert (shop.worker.room, shop.worker.idle_s > 0) == (4, True)
     await carried_out(shop, Order.LOAD)
     shop.engine.say(job, "ghost", STOP)  # the job of before, which ended without a word
     again = await shop.engine.job(1)
     assert again.emitted == "half "
     shop.engine.say(again, "whole", STOP)
     assert await answer.text() == "half whole"
-    assert shop.worker is not None
     await until(lambda: shop.worker and shop.worker.idle_s)
     assert shop.worker.room == 4
 

@@ -95,6 +95,16 @@ async def test_a_stream_tells_how_far_it_is(api: "Api") -> None:
     assert {event["type"] for event in told[:-1]} == {"model.loading"}
 
 
+async def test_a_stream_tells_that_a_model_goes(api: "Api") -> None:
+    api.resident.is_slow = True
+    asked = asyncio.create_task(order(api, UNLOAD, stream=True))
+    await until(lambda: api.resident.told)
+    await asyncio.sleep(2 * model_orders.LOOK_S)
+    api.resident.finish()
+    told = events(await (await asked).text())
+    assert told == [{"type": kind, "model": "m"} for kind in ("model.unloading", "model.unloaded")]
+
+
 async def test_a_load_that_fails_says_why(api: "Api") -> None:
     await order(api, UNLOAD)
     api.resident.failure = "there is no model file x.gguf"

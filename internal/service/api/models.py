@@ -16,7 +16,7 @@ from internal.service.api.base import Answer, Body
 from internal.service.errors import error_body
 
 ORDER_STREAM = (
-    "Then events tell how far that is: `model.loading` or `model.unloading` (`model`, `progress`), and in "
+    "Then events tell how far that is: `model.loading` (`model`, `progress`) or `model.unloading`, and in "
     "the end `model.loaded`, `model.unloaded` or `model.failed` (`model`, `error`)."
 )
 
@@ -58,26 +58,32 @@ class ModelTeller:
 
     def __init__(self, model: str, order: Order, conditions: AsyncGenerator[Condition, None]) -> None:
         self._model = model
-        self._kind = "model.loading" if order is Order.LOAD else "model.unloading"
-        self._goal = order.goal
+        self._order = order
         self._conditions = conditions
 
     async def next(self) -> AsyncGenerator[bytes, None]:
-        told = None
+        told: dict[str, object] = {}
         async with contextlib.aclosing(self._conditions) as conditions:
             async for condition in conditions:
-                progress = round(condition.progress, 2) if condition.state is not self._goal else told
-                news = self._event(self._kind, progress=progress) if progress != told else b""
-                told = progress
+                fields = self._fields(condition) or told
+                news, told = self._event(**fields) if fields != told else b"", fields
                 yield news
-        yield self._event(f"model.{self._goal}")
+        yield self._event(f"model.{self._order.goal}")
+
+    def _fields(self, condition: Condition) -> dict[str, object]:
+        """What is to be told of it; nothing where the goal is reached, which is told in the end."""
+        if condition.state is self._order.goal:
+            return {}
+        if self._order is Order.UNLOAD:
+            return {"kind": "model.unloading"}
+        return {"kind": "model.loading", "progress": round(condition.progress, 2)}
 
     def encode_error(self, error: SluiceError) -> bytes:
         return self._event("model.failed", error=error_body(error))
 
-    def _event(self, kind: str, **fields: object) -> bytes:
+    def _event(self, kind: object, **fields: object) -> bytes:
         data = orjson.dumps({"type": kind, "model": self._model, **fields})
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+        return b"event: %b\ndata: %b\n\n" % (str(kind).encode(), data)
 
 
 class ModelList(Answer):
