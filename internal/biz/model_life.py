@@ -61,6 +61,7 @@ class ModelLife:
         self._heard: deque[str] = deque(maxlen=2 * MAX_ORDERS)
         self._news = asyncio.Event()
         self._told_at_s = 0.0
+        self._loaded_at_s = 0.0
         self.is_loaded = False
         """Whether the engine may be asked."""
         self.condition = Condition(ModelState.UNLOADED, 0.0)
@@ -85,7 +86,10 @@ class ModelLife:
             return
         async with self._turn:
             if not self.is_loaded:
+                began_at_s = time.monotonic()
                 await self._load(lambda _: None)
+                seconds = round(self._loaded_at_s - began_at_s, 1)
+                log.info("the model is loaded", extra={"model": self._model, "seconds": seconds})
 
     async def run(self, work: Work) -> None:
         """Work, and do what operators say, until cancelled. Raises EngineLost."""
@@ -121,7 +125,7 @@ class ModelLife:
             if not self._idle_unload_s or not self.is_loaded:
                 await self._news.wait()
                 continue
-            left_s = self._idle_unload_s - work.idle_s
+            left_s = self._idle_unload_s - min(work.idle_s, time.monotonic() - self._loaded_at_s)
             if left_s <= 0:
                 return None
             await pause(self._news, left_s)
@@ -141,7 +145,7 @@ class ModelLife:
 
     async def _load(self, progress: Progress) -> None:
         assert self._sink is not None
-        loop, started_at_s = asyncio.get_running_loop(), time.monotonic()
+        loop = asyncio.get_running_loop()
         self._become(ModelState.LOADING, 0.0, failure="")
 
         def told(done: float) -> None:
@@ -160,11 +164,9 @@ class ModelLife:
                 log.exception("the engine failed at its start", extra={"model": self._model})
                 raise GenerationFailed(reason) from error
             raise
-        self.is_loaded = True
+        self.is_loaded, self._loaded_at_s = True, time.monotonic()
         self._news.set()  # from now on it may fall idle
         self._become(ModelState.LOADED, 1.0)
-        seconds = round(time.monotonic() - started_at_s, 1)
-        log.info("the model is loaded", extra={"model": self._model, "seconds": seconds})
 
     async def _unload(self, work: Work) -> None:
         async with self._turn:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from internal.biz.errors import Conflict, GenerationFailed, Unavailable
 from internal.biz.ids import new_id
-from internal.biz.models import Condition, ModelState, Order, WorkerInfo, condition_of
+from internal.biz.models import Condition, Order, WorkerInfo, condition_of
 from internal.biz.ports import Queue
 
 PATIENCE_S = 900.0
@@ -113,6 +113,6 @@ def _is_done(errand: Errand, workers: Sequence[WorkerInfo]) -> bool:
     for worker in workers:
         condition = worker.condition
         is_last = condition.orders[-1:] == (errand.id,)
-        if is_last and errand.order is Order.LOAD and condition.state is ModelState.UNLOADED:
-            raise GenerationFailed(condition.failure or "the model is not loaded", code="model_not_loaded")
+        if is_last and errand.order is Order.LOAD and condition.failure:
+            raise GenerationFailed(condition.failure, code="model_not_loaded")
     return bool(workers) and all(errand.id in worker.condition.orders for worker in workers)

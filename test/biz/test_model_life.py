@@ -11,7 +11,7 @@ from internal.biz import model_life
 from internal.biz.errors import EngineLost, GenerationFailed, Unavailable
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
-from internal.biz.models import Condition, ModelState, Order, Status
+from internal.biz.models import Condition, ModelState, Order, Settings, Status
 from internal.biz.worker import Worker
 
 if TYPE_CHECKING:
@@ -151,6 +151,21 @@ async def test_unloading_while_the_storage_is_away_ends_in_time(shop: "Shop", se
     await until(lambda: [response.attempt for response in shop.history.finished][-1:] == [2])
 
 
+async def test_unloading_while_what_was_said_before_cannot_be_read_ends_in_time(
+    shop: "Shop", settle: "Settle"
+) -> None:
+    await opened(shop, unload_timeout_s=0.01)
+    shop.history.away = 10**6
+    answer = await shop.ask(settings=Settings(previous_response_id="resp_0"))
+    await settle()
+    await carried_out(shop, Order.UNLOAD)
+    assert shop.engine.jobs == []
+    assert await shop.waiting() == 1
+    shop.history.away = 0
+    await carried_out(shop, Order.LOAD)
+    await ends(shop, answer, 0)
+
+
 async def test_orders_are_carried_out_in_turn_and_once(shop: "Shop") -> None:
     await opened(shop)
     for _ in range(3):
@@ -267,7 +282,7 @@ async def test_without_a_time_no_model_falls_idle(shop: "Shop") -> None:
     assert condition(shop) == Condition()
 
 
-async def test_a_request_that_comes_while_the_model_goes_is_served(shop: "Shop") -> None:
+async def test_a_request_that_comes_while_the_model_goes_is_served(shop: "Shop", settle: "Settle") -> None:
     at_stop, go_on = asyncio.Event(), asyncio.Event()
     stop = shop.engine.stop
 
@@ -281,6 +296,8 @@ async def test_a_request_that_comes_while_the_model_goes_is_served(shop: "Shop")
     await at_stop.wait()
     answer = await shop.ask()
     await until(lambda: shop.worker and shop.worker.room == 3)
+    await settle()
+    assert shop.engine.starts == 1  # not before it is gone
     go_on.set()
     await ends(shop, answer, 0)
     assert shop.engine.starts == 2
@@ -323,6 +340,16 @@ async def test_who_cancels_does_not_wait_for_the_model(shop: "Shop") -> None:
     shop.engine.go_on.set()
     await ends(shop, wanted, 0)
     assert len(shop.engine.jobs) == 1
+
+
+async def test_a_model_that_an_operator_loads_is_idle_from_then_on(shop: "Shop") -> None:
+    await opened(shop, idle_unload_s=0.2)
+    await carried_out(shop, Order.UNLOAD)
+    await asyncio.sleep(0.2)
+    loaded_at_s = time.monotonic()
+    await carried_out(shop, Order.LOAD)
+    await until(lambda: shop.engine.stopped)
+    assert time.monotonic() - loaded_at_s >= 0.2
 
 
 async def test_an_operator_s_word_counts_while_a_model_sleeps(shop: "Shop") -> None:

@@ -117,6 +117,18 @@ async def test_a_load_that_fails_says_why(api: "Api") -> None:
     assert told[-1]["error"]["message"] == api.resident.failure
 
 
+async def test_a_load_that_was_done_counts_though_the_model_went_again(api: "Api") -> None:
+    carry_out = api.resident.carry_out
+
+    def and_unload(order_id: str, order: Order) -> None:
+        carry_out(order_id, order)
+        api.resident.condition = Condition(ModelState.UNLOADED, 0.0, api.resident.condition.orders)
+
+    api.resident.carry_out = and_unload  # type: ignore[method-assign]
+    reply = await order(api, LOAD)
+    assert (reply.status, (await reply.json())["state"]) == (200, "unloaded")
+
+
 async def test_the_same_order_is_joined(api: "Api") -> None:
     api.resident.is_slow = True
     asked = [asyncio.create_task(order(api, UNLOAD)) for _ in range(3)]
