@@ -92,6 +92,11 @@ async def tell(request: web.Request, streams: Streams, teller: Teller) -> web.St
                     written_at = clock()
     except SluiceError as error:
         await streams.write(request, response, teller.encode_error(error))
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("stream failed", extra={"path": request.path})
+        await streams.write(request, response, teller.encode_error(SluiceError("internal error")))
     return response
 
 

@@ -39,13 +39,19 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-def events(text: str) -> list[dict[str, Any]]:
-    found = []
-    for block in text.strip().split("\n\n"):
-        kind, data = block.split("\n")
-        event: dict[str, Any] = json.loads(data.removeprefix("data: "))
-        assert kind == f"event: {event['type']}"
-        found.append(event)
+async def streamed(api: "Api", path: str, finish_at: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """What is told of an order, which is carried out when it is told that it is so far."""
+    found: list[dict[str, Any]] = []
+    headers = {"Authorization": f"Bearer {api.operator_key}"}
+    async with asyncio.timeout(5), api.client.post(path, json={"stream": True}, headers=headers) as reply:
+        assert reply.content_type == "text/event-stream"
+        while block := await reply.content.readuntil(b"\n\n"):
+            kind, data = block.decode().strip().split("\n")
+            event: dict[str, Any] = json.loads(data.removeprefix("data: "))
+            assert kind == f"event: {event['type']}"
+            found.append(event)
+            if event == finish_at:
+                api.resident.finish()
     return found
 
 
@@ -83,26 +89,16 @@ async def test_the_openai_package_reads_the_state(api: "Api") -> None:
 
 async def test_a_stream_tells_how_far_it_is(api: "Api") -> None:
     api.resident.is_slow = True
-    asked = asyncio.create_task(order(api, LOAD, stream=True))
-    await until(lambda: api.resident.told)
-    await asyncio.sleep(2 * model_orders.LOOK_S)
-    api.resident.finish()
-    reply = await asked
-    assert reply.content_type == "text/event-stream"
-    told = events(await reply.text())
-    assert told[-1] == {"type": "model.loaded", "model": "m"}
-    assert {"type": "model.loading", "model": "m", "progress": 0.25} in told[:-1]
-    assert {event["type"] for event in told[:-1]} == {"model.loading"}
+    quarter = {"type": "model.loading", "model": "m", "progress": 0.25}
+    told = await streamed(api, LOAD, quarter)
+    assert told == [quarter, {"type": "model.loaded", "model": "m"}]
 
 
 async def test_a_stream_tells_that_a_model_goes(api: "Api") -> None:
     api.resident.is_slow = True
-    asked = asyncio.create_task(order(api, UNLOAD, stream=True))
-    await until(lambda: api.resident.told)
-    await asyncio.sleep(2 * model_orders.LOOK_S)
-    api.resident.finish()
-    told = events(await (await asked).text())
-    assert told == [{"type": kind, "model": "m"} for kind in ("model.unloading", "model.unloaded")]
+    leaving = {"type": "model.unloading", "model": "m"}
+    told = await streamed(api, UNLOAD, leaving)
+    assert told == [leaving, {"type": "model.unloaded", "model": "m"}]
 
 
 async def test_a_load_that_fails_says_why(api: "Api") -> None:
@@ -112,7 +108,7 @@ async def test_a_load_that_fails_says_why(api: "Api") -> None:
     error = (await reply.json())["error"]
     assert (reply.status, error["code"]) == (500, "model_not_loaded")
     assert error["message"] == api.resident.failure
-    told = events(await (await order(api, LOAD, stream=True)).text())
+    told = await streamed(api, LOAD)
     assert told[-1]["type"] == "model.failed"
     assert told[-1]["error"]["message"] == api.resident.failure
 
@@ -132,8 +128,7 @@ async def test_a_load_that_was_done_counts_though_the_model_went_again(api: "Api
 async def test_the_same_order_is_joined(api: "Api") -> None:
     api.resident.is_slow = True
     asked = [asyncio.create_task(order(api, UNLOAD)) for _ in range(3)]
-    await until(lambda: api.resident.told)
-    await asyncio.sleep(2 * model_orders.LOOK_S)
+    await until(lambda: api.resident.told and len(api.streams) == 3)
     api.resident.finish()
     assert [(await reply.json())["state"] for reply in await asyncio.gather(*asked)] == ["unloaded"] * 3
     assert api.resident.told == ["unload"]
