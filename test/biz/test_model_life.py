@@ -148,7 +148,8 @@ async def test_unloading_while_the_storage_is_away_ends_in_time(shop: "Shop", se
     assert (await shop.engine.job(1)).emitted == "x"
     await ends(shop, first, 1, "y")
     assert await first.text() == "xy"
-    await until(lambda: [response.attempt for response in shop.history.finished][-1:] == [2])
+    # The first attempt is stored when that is tried again; of the two the history takes the later one.
+    await until(lambda: {response.attempt for response in shop.history.finished} == {1, 2})
 
 
 async def test_unloading_while_what_was_said_before_cannot_be_read_ends_in_time(
