@@ -1,8 +1,9 @@
-"""What every long-lived process of ours needs: signals, a calm collector, an exit status."""
+"""What every long-lived process of ours needs: signals, a calm collector, an exit status, and a successor."""
 
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import sys
@@ -11,7 +12,17 @@ from typing import Any
 
 import uvloop
 
-from internal.biz.errors import SluiceError
+from internal.biz.errors import EngineLost, SluiceError
+
+log = logging.getLogger("sluice")
+
+ENGINE_LOST = 75
+"""The exit status of a process whose engine cannot go on in it: another one may. As EX_TEMPFAIL."""
+
+
+def own_command() -> list[str]:
+    """What starts such a process as this one."""
+    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def exit_status(work: Callable[[], int]) -> int:
@@ -29,10 +40,29 @@ def exit_status(work: Callable[[], int]) -> int:
 
 
 def run(work: Coroutine[Any, Any, None]) -> int:
-    """Run `work` to its end on an event loop of its own; 0."""
+    """Run `work` to its end on an event loop of its own; 0. When it ends for a lost engine, so does the
+    process, at once: the threads of such an engine may never end."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
+        runner.run(_unless_lost(work))
     return 0
+
+
+async def _unless_lost(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except BaseException as error:
+        if (lost := lost_engine(error)) is None:
+            raise
+        log.error("the engine is lost, and this process ends: %s", lost.message)
+        logging.shutdown()
+        os._exit(ENGINE_LOST)
+
+
+def lost_engine(error: BaseException | None) -> EngineLost | None:
+    """The loss of an engine, if that is what it is, or among it."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((lost for one in error.exceptions if (lost := lost_engine(one)) is not None), None)
+    return error if isinstance(error, EngineLost) else None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +24,7 @@ from cmd import logs
 from cmd.terminal import answer, moment, pretty, printable, show, span
 from cmd.wire.queue_desk import Desk, build_desk
 from internal.biz.ids import new_id
-from internal.biz.models import Backlog, WorkerInfo
+from internal.biz.models import Backlog, WorkerInfo, condition_of
 from internal.conf.load import ConfigError, load
 from internal.conf.settings import Settings
 
@@ -144,8 +144,8 @@ async def status_text(desk: Desk) -> int:
     backlogs, workers = await _read_status(desk)
     rows = []
     for model, backlog in backlogs.items():
-        count = sum(worker.model == model for worker in workers)
-        notes = [] if count else ["no worker: requests wait until one starts"]
+        count = sum(worker.model == model and worker.takes_requests for worker in workers)
+        notes = [] if count else [_why_nobody(model, workers)]
         if model not in desk.chat.models:
             notes.append("not in the configuration")
         oldest = span(backlog.oldest_s) if backlog.waiting else "-"
@@ -154,14 +154,23 @@ async def status_text(desk: Desk) -> int:
     show(("model", ">waiting", ">running", ">oldest", ">dead", ">workers", ""), rows)
     if workers:
         print()
-        header = ("worker", "host", "model", ">slots", ">busy", ">heartbeat", "version")
+        header = ("worker", "host", "model", "state", ">slots", ">busy", ">heartbeat", "version")
         show(header, [_worker_row(worker) for worker in workers])
     return 0
 
 
+def _why_nobody(model: str, workers: Sequence[WorkerInfo]) -> str:
+    """Why a model has no worker that takes requests."""
+    ours = [worker for worker in workers if worker.model == model]
+    if ours:
+        return f"{condition_of(ours).state}: requests wait until it is loaded"
+    return "no worker: requests wait until one starts"
+
+
 def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:
     slots, busy, heartbeat = str(worker.slots), str(worker.busy), f"{span(_silent_s(worker))} ago"
-    return (worker.name, worker.host, worker.model, slots, busy, heartbeat, worker.version)
+    state = worker.condition.state
+    return (worker.name, worker.host, worker.model, state, slots, busy, heartbeat, worker.version)
 
 
 def _silent_s(worker: WorkerInfo) -> float:
@@ -178,7 +187,7 @@ async def status_json(desk: Desk) -> int:
             "running": backlog.running,
             "oldest_s": round(backlog.oldest_s, 3) if backlog.waiting else None,
             "dead": backlog.dead,
-            "workers": sum(worker.model == model for worker in workers),
+            "workers": sum(worker.model == model and worker.takes_requests for worker in workers),
         }
         for model, backlog in backlogs.items()
     ]

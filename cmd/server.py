@@ -1,7 +1,7 @@
 """python -m cmd.server -conf configs/config.yaml [-check]
 
 Exit status: 0 after a shutdown by signal, 1 when the server cannot run, 2 when the configuration or the
-command line cannot be used.
+command line cannot be used, 75 when its engine is lost and nobody starts another process.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from aiohttp import web
 
 from cmd import logs, supervisor
 from cmd.child import Place, attached
-from cmd.process import exit_status, run, spare_collector, stop_signal
+from cmd.process import exit_status, lost_engine, own_command, run, spare_collector, stop_signal
 from cmd.progress import LoadingProgress, say_ready
 from cmd.wire.server import build_server
 from internal.biz.close import CloseCode
@@ -48,11 +48,17 @@ def main() -> int:
         print(effective(settings), end="")
         return 0
     place = _place(options.child, settings) if options.child else None
-    logs.configure(settings.log.level, settings.log.format, place.number if place else None)
-    if settings.server.processes > 1 and not place:
-        command = [sys.executable, "-m", "cmd.server", "-conf", str(options.conf)]
-        return exit_status(lambda: supervisor.run(settings, command))
+    number = place.number if place and place.is_shared else None
+    logs.configure(settings.log.level, settings.log.format, number)
+    if not place and _is_supervised(settings):
+        return exit_status(lambda: supervisor.run(settings, own_command()))
     return exit_status(lambda: run(serve(settings, place)))
+
+
+def _is_supervised(settings: Settings) -> bool:
+    """Whether there are several processes, or the only one may lose its engine."""
+    runs_models = settings.queue.driver == "memory"
+    return settings.server.processes > 1 or (runs_models and any(it.may_be_lost for it in settings.models))
 
 
 def _place(arguments: list[str], settings: Settings) -> Place:
@@ -79,7 +85,7 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
         await runner.setup()
         site = web.SockSite(runner, listener, backlog=BACKLOG)
         await site.start()
-        progress = LoadingProgress(sluice.readiness, ready, alone=not place)
+        progress = LoadingProgress(sluice.readiness, ready, alone=not (place and place.is_shared))
         work = asyncio.create_task(sluice.work(progress, ready))
         stopped = asyncio.create_task(stop.wait())
         spare_collector()
@@ -95,11 +101,18 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await work
         finally:
-            await sluice.sessions.close_all(CloseCode.INTERNAL_ERROR, "the server has failed")
+            await sluice.sessions.close_all(*_farewell(work))
             await sluice.sessions.stop()
             await sluice.streams.close()
             await runner.cleanup()
     log.info("stopped")
+
+
+def _farewell(work: "asyncio.Task[None]") -> tuple[CloseCode, str]:
+    """What sessions are told that are open when `work` is done or cancelled."""
+    if work.done() and not work.cancelled() and lost_engine(work.exception()) is not None:
+        return CloseCode.RESTART, "the server is restarting; connect again"
+    return CloseCode.INTERNAL_ERROR, "the server has failed"
 
 
 def _listen(settings: Settings) -> socket.socket:

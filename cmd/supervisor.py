@@ -1,4 +1,5 @@
-"""Runs several server processes behind one address: starts them, replaces those that die, ends all together.
+"""Runs processes: several servers behind one address, or one of which the engine may be lost. Starts them,
+replaces those that die, ends all together.
 
 The supervisor opens the listening sockets and keeps them: a connection that arrives while a process is being
 replaced waits in its backlog. It serves nothing itself, and its processes need it only to be started again.
@@ -14,7 +15,6 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import uvloop
 
@@ -41,7 +41,7 @@ def run(settings: Settings, command: Sequence[str], close_margin_s: float = CLOS
     """Supervise `server.processes` processes until SIGTERM or SIGINT; returns the exit status.
 
     `command` starts one. It gets the arguments `-child NUMBER DESCRIPTOR FOLDER`: which process it is, its
-    listening socket, and where it meets the others; and a standard input as `cmd.child` describes it.
+    listening socket, and where it meets the others; and a standard input as `cmd.lifeline` describes it.
     Raises SluiceError when the address cannot be had.
     """
     host, port = parse_address(settings.server.http.addr)
@@ -55,7 +55,28 @@ def run(settings: Settings, command: Sequence[str], close_margin_s: float = CLOS
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         deadline_s = settings.shutdown.timeout + close_margin_s
-        return runner.run(Supervisor(command, listeners, Path(folder), announce, deadline_s).run())
+        posts = [
+            Post(("-child", str(number), str(listener.fileno()), folder), listener)
+            for number, listener in enumerate(listeners)
+        ]
+        return runner.run(Supervisor(command, posts, announce, deadline_s).run())
+
+
+def run_worker(settings: Settings, command: Sequence[str], close_margin_s: float = CLOSE_MARGIN_S) -> int:
+    """Supervise a worker process, which `command` starts, as `run` does servers. Its one argument is
+    `-child`."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        deadline_s = settings.shutdown.timeout + close_margin_s
+        return runner.run(Supervisor(command, [Post(("-child",))], lambda: None, deadline_s).run())
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What one process after another is started for: the arguments that they get, and the listening socket
+    that outlives them, where they have one."""
+
+    arguments: tuple[str, ...]
+    listener: socket.socket | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +88,18 @@ class _End:
 
 
 class Supervisor:
-    """Keeps a process alive for each of `listeners`, which it closes when it stops."""
+    """Keeps a process alive at each of `posts`, whose listening sockets it closes when it stops."""
 
     def __init__(
         self,
         command: Sequence[str],
-        listeners: Sequence[socket.socket],
-        folder: Path,
+        posts: Sequence[Post],
         announce: Callable[[], None],
         deadline_s: float,
     ) -> None:
         """`announce` is called once, when all are ready. After a signal they have `deadline_s` to end."""
         self._command = command
-        self._listeners = listeners
-        self._folder = folder
+        self._posts = posts
         self._announce = announce
         self._deadline_s = deadline_s
         self._deadline: asyncio.TimerHandle | None = None
@@ -95,7 +114,7 @@ class Supervisor:
         try:
             with self._signals():
                 async with asyncio.TaskGroup() as tasks:
-                    for number in range(len(self._listeners)):
+                    for number in range(len(self._posts)):
                         tasks.create_task(self._keep(number))
         finally:
             self._close_listeners()
@@ -147,12 +166,12 @@ class Supervisor:
         return _End(status, clock() - ready_at if ready_at else 0.0)
 
     async def _start(self, number: int, lifeline: int) -> Process:
-        listener = self._listeners[number].fileno()
+        post = self._posts[number]
         process = await asyncio.create_subprocess_exec(
             *self._command,
-            *("-child", str(number), str(listener), str(self._folder)),
+            *post.arguments,
             stdin=lifeline,
-            pass_fds=[listener],
+            pass_fds=[post.listener.fileno()] if post.listener is not None else [],
             # Ctrl-C in the terminal is for the supervisor alone, which tells the others.
             start_new_session=True,
         )
@@ -164,7 +183,7 @@ class Supervisor:
         log.info("a process is ready", extra={"number": number})
         waited_for = number not in self._have_been_ready
         self._have_been_ready.add(number)
-        if waited_for and len(self._have_been_ready) == len(self._listeners):
+        if waited_for and len(self._have_been_ready) == len(self._posts):
             self._announce()
 
     async def _pause(self, seconds: float) -> None:
@@ -214,8 +233,9 @@ class Supervisor:
             self._status = self._status or 1
 
     def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
+        for post in self._posts:
+            if post.listener is not None:
+                post.listener.close()
 
 
 def delay_after(failures: int) -> float:

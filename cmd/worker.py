@@ -1,7 +1,8 @@
 """python -m cmd.worker -conf configs/redis.yaml [-model NAME ...]
 
 Runs models for the servers on the same Redis. Exit status: 0 after a shutdown by signal, 1 when the worker
-cannot run, 2 when the configuration or the command line cannot be used.
+cannot run, 2 when the configuration or the command line cannot be used, 75 when its engine is lost and nobody
+starts another process.
 """
 
 import argparse
@@ -15,15 +16,15 @@ from pathlib import Path
 
 from aiohttp import web
 
-from cmd import logs
-from cmd.process import exit_status, run, spare_collector, stop_signal
+from cmd import lifeline, logs, supervisor
+from cmd.process import exit_status, own_command, run, spare_collector, stop_signal
 from cmd.progress import LoadingProgress
 from cmd.wire.worker import build_crew
 from internal.conf.load import ConfigError, load
 from internal.conf.settings import Model, Settings, parse_address
 from internal.server import probes
 from internal.server.listen import listen, naming
-from internal.server.readiness import Readiness
+from internal.server.readiness import Readiness, Standing
 
 log = logging.getLogger("sluice")
 
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument(
         "-model", action="append", metavar="NAME", help="a model to run, may be repeated; default: all"
     )
+    parser.add_argument("-child", action="store_true", help=argparse.SUPPRESS)  # see cmd.supervisor
     options = parser.parse_args()
     try:
         settings = load(options.conf, os.environ)
@@ -44,7 +46,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     logs.configure(settings.log.level, settings.log.format)
-    return exit_status(lambda: run(work(settings, models)))
+    if not options.child and any(model.may_be_lost for model in models):
+        return exit_status(lambda: supervisor.run_worker(settings, own_command()))
+    return exit_status(lambda: run(work(settings, models, is_child=options.child)))
 
 
 def _chosen(settings: Settings, names: Sequence[str] | None) -> list[Model]:
@@ -59,16 +63,27 @@ def _chosen(settings: Settings, names: Sequence[str] | None) -> list[Model]:
     return [known[name] for name in dict.fromkeys(names or known)]
 
 
-async def work(settings: Settings, models: Sequence[Model]) -> None:
-    """Load the models, take requests until SIGTERM or SIGINT, then finish or hand over what runs."""
+async def work(settings: Settings, models: Sequence[Model], *, is_child: bool = False) -> None:
+    """Load the models, take requests until SIGTERM or SIGINT, then finish or hand over what runs. A child
+    also ends with its supervisor."""
     crew = build_crew(settings, models)
     names = [model.name for model in models]
     readiness = Readiness(names)
+
+    def crew_stands() -> dict[str, Standing]:
+        return {one.model: Standing(int(one.takes_requests), one.condition) for one in crew.workers}
+
     async with contextlib.AsyncExitStack() as around:
         stop = around.enter_context(stop_signal())
-        await _serve_probes(around, settings, probes.build(readiness, crew.instruments, names))
-        ready = f"worker {crew.name} is ready: {', '.join(names)}"
-        progress = LoadingProgress(readiness, lambda: log.info(ready), alone=True)
+        await _serve_probes(around, settings, probes.build(readiness, crew.instruments, crew_stands))
+        line = await around.enter_async_context(lifeline.held(stop)) if is_child else None
+
+        def ready() -> None:
+            log.info("worker %s is ready: %s", crew.name, ", ".join(names))
+            if line is not None:
+                line.tell_ready()
+
+        progress = LoadingProgress(readiness, ready, alone=True)
         working = asyncio.create_task(crew.work(progress))
         stopped = asyncio.create_task(stop.wait())
         spare_collector()

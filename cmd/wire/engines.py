@@ -55,7 +55,7 @@ def generator(model: conf.Model, instruments: Instruments, hosts: Mapping[Path, 
         case conf.LlamaCppModel(options=llama):
             from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
 
-            return LlamaCppGenerator(LlamaCppOptions(**dict(llama)))
+            return LlamaCppGenerator(LlamaCppOptions(**llama.model_dump(exclude={"idle_unload"})))
         case conf.ExLlamaV2Model(options=exl2):
             from cmd.wire.gpu import exllamav2_options
             from internal.generator.exllamav2.engine import ExLlamaV2Generator

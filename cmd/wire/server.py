@@ -18,12 +18,15 @@ from internal.biz.batches import Batches
 from internal.biz.chat import Chat
 from internal.biz.conversations import Conversations
 from internal.biz.dialogue import Dialogue
+from internal.biz.errors import EngineLost
 from internal.biz.file_keeper import FileKeeper
 from internal.biz.files import Files
 from internal.biz.flusher import Flusher
 from internal.biz.guests import Guests
 from internal.biz.heartbeat import Heartbeat
 from internal.biz.limits import Limiter
+from internal.biz.model_orders import ModelOrders
+from internal.biz.ports import Progress
 from internal.biz.recovery import Recovery
 from internal.biz.responses import Responses
 from internal.biz.session import SessionLimits
@@ -105,10 +108,20 @@ class Sluice:
             for service in self.services:
                 tasks.create_task(service.run())
             for worker in self.workers:
-                tasks.create_task(worker.run(functools.partial(progress, worker.model)))
+                tasks.create_task(self._run(worker, functools.partial(progress, worker.model)))
             if self.link is not None:
                 await self.link.wait_heard()
                 ready()
+
+    async def _run(self, worker: Worker, progress: Progress) -> None:
+        """Run a worker. When its engine is lost, and the process ends for that, what the others have said is
+        stored first."""
+        try:
+            await worker.run(progress)
+        except* EngineLost:
+            others = [one for one in self.workers if one is not worker]
+            await asyncio.gather(*(other.cut_short(CUT_SHORT_S) for other in others))
+            raise
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let running answers finish, close every session. What then still runs here ends
@@ -150,14 +163,17 @@ def build_server(settings: conf.Settings) -> Sluice:
         Proxies(settings.server.trusted_proxies),
         required=settings.auth.required,
         allowed_origins=settings.server.allowed_origins,
+        operator_key=settings.auth.operator_key.get_secret_value(),
     )
+    orders = ModelOrders(back.queue)
+    services.append(orders)
     responses = Responses(chat, back.queue, storage.responses)
     batches = Batches(chat, storage.batches)
     routes = [
         *StatusRoutes(chat, readiness).routes,
         *BatchRoutes(batches).routes,
         *BatchFormRoutes(batches, settings.session.max_message_bytes).routes,
-        *ModelRoutes(chat).routes,
+        *ModelRoutes(chat, orders, streams).routes,
         *CompletionRoutes(chat, streams).routes,
         *ResponseRoutes(chat, responses, streams).routes,
     ]

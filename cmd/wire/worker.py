@@ -1,6 +1,7 @@
 """A worker process: it takes requests from a queue on Redis."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,17 @@ from cmd.wire.redis_seat import RedisSeat
 from cmd.wire.settling import metered, settling
 from cmd.wire.storage import Storage
 from cmd.wire.workers import workers
+from internal.biz.errors import EngineLost
+from internal.biz.ports import Progress
 from internal.biz.worker import Worker
 from internal.conf import settings as conf
 from internal.data.redis.link import RedisLink
 from internal.data.redis.work_queue import RedisWorkQueue
 from internal.metrics.instruments import Instruments
 from internal.metrics.loop_lag import watch_loop_lag
+
+HAND_OVER_S = 3.0
+"""What that may take when the engine of one worker is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,20 @@ class Crew:
             tasks.create_task(self.link.run())
             tasks.create_task(self.queue.run())
             for worker in self.workers:
-                tasks.create_task(worker.run(functools.partial(progress, worker.model)))
+                tasks.create_task(self._run(worker, functools.partial(progress, worker.model)))
+
+    async def _run(self, worker: Worker, progress: Progress) -> None:
+        """Run a worker. When its engine is lost, and the process ends for that, the others give back what
+        they have: it is not they who may have died of it."""
+        try:
+            await worker.run(progress)
+        except* EngineLost:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HAND_OVER_S):
+                    others = [one for one in self.workers if one is not worker]
+                    await asyncio.gather(*(other.drain(0.0) for other in others))
+                    await self.queue.finish()
+            raise
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, finish what runs, give the rest back."""

@@ -29,6 +29,8 @@ def workers(
             settle,
             instruments,
             options.images(model, settings),
+            idle_unload_s=model.idle_unload_s,
+            unload_timeout_s=settings.shutdown.timeout,
         )
         for model in models
     ]

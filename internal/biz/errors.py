@@ -15,7 +15,7 @@
     │   └── RateLimited           that says when to come back
     ├── Unavailable               a limit or fault of the server; try again later
     ├── GenerationFailed          the engine failed on this response
-    ├── EngineLost                the engine, and its process, can do nothing more (never reaches a client)
+    ├── EngineLost                the engine cannot go on in this process, whatever it is asked
     └── Refused                   an append that is not the next one (never reaches a client)
 
 `code` is stable and machine-readable, `retryable` says whether the same request may succeed later, and
@@ -118,6 +118,8 @@ class GenerationFailed(SluiceError):
 
 
 class EngineLost(SluiceError):
+    """As with a fault of a GPU, after which every call fails: only another process can help."""
+
     default_code = "engine_lost"
 
 

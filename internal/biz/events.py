@@ -154,12 +154,14 @@ Event = (
 class QueueUpdate:
     """Where a response stands before its first token. Tells who asks; never enters the log.
 
-    `prefilled` of `prompt_tokens` are processed; both are 0 while the request still waits.
+    `prefilled` of `prompt_tokens` are processed; both are 0 while the request still waits. `loading`: its
+    model is loaded for it, and this is how far that is, 0 to 1.
     """
 
     position: int
     prefilled: int = 0
     prompt_tokens: int = 0
+    loading: float | None = None
 
 
 JOINED_CHARS = 8192

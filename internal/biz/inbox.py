@@ -23,8 +23,8 @@ class StepInbox:
         """Somebody who writes on the loop may look for room again."""
         self._called = False
         self._closed = False
+        self._lost: EngineLost | None = None
         self._reader: asyncio.Future[None] | None = None
-        self._error: EngineLost | None = None
 
     def put(self, step: list[Chunk]) -> None:
         """Hand over the chunks of one step. Dropped after `close`."""
@@ -46,6 +46,20 @@ class StepInbox:
             self._taken.clear()
             await self._taken.wait()
 
+    def fail(self, error: EngineLost) -> None:
+        """Whoever takes is told, behind what was handed over before; what comes later is dropped."""
+        with self._room:
+            if self._closed:
+                return
+            self._closed = True
+            self._lost = error
+            self._room.notify_all()
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        self._taken.set()
+        self._wake()
+
     def _add(self, step: list[Chunk]) -> None:
         if self._closed:
             return
@@ -60,28 +74,22 @@ class StepInbox:
             self._reader.set_result(None)
 
     async def take(self) -> list[Chunk]:
-        """Everything that was handed over since the last call; waits when there is nothing. Raises
-        EngineLost."""
-        while not self._chunks and self._error is None:
+        """Everything that was handed over since the last call; waits when there is nothing. Raises EngineLost
+        when there is no more to come."""
+        while not self._chunks:
+            if self._lost is not None:
+                raise self._lost
             self._reader = self._loop.create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
-        if self._error is not None:
-            raise self._error
         with self._room:
             chunks, self._chunks = self._chunks, []
             self._called = False
             self._room.notify_all()
         self._taken.set()
         return chunks
-
-    def fail(self, error: EngineLost) -> None:
-        """From now on `take` raises `error`. What was handed over before is not read any more."""
-        with self._room:
-            self._error = error
-            self._loop.call_soon_threadsafe(self._wake)
 
     def close(self) -> None:
         """Let waiting engines go; what they hand over from now on is dropped."""

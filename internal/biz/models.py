@@ -1,6 +1,6 @@
 """The values that travel between the layers: messages, requests, responses. All immutable."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -461,9 +461,42 @@ class DeadLetter:
     consumer: str
 
 
+class ModelState(StrEnum):
+    """Where a worker's model stands: unloaded → loading → loaded → unloading, and round again."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    LOADED = "loaded"
+    UNLOADING = "unloading"
+
+
+class Order(StrEnum):
+    """What an operator wants of a model."""
+
+    LOAD = "load"
+    UNLOAD = "unload"
+
+    @property
+    def goal(self) -> ModelState:
+        """Where the model stands when it is done."""
+        return ModelState.LOADED if self is Order.LOAD else ModelState.UNLOADED
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a worker's model is. `progress` says how much of it is loaded, 0 to 1. `orders` are the ids of the
+    last ones that were carried out, or failed, and `failure` is why the last load did."""
+
+    state: ModelState = ModelState.LOADED
+    progress: float = 1.0
+    orders: tuple[str, ...] = ()
+    failure: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker that lives: `busy` of its `slots` run a response. `heartbeat_at` is Unix seconds."""
+    """A worker that lives: `busy` of its `slots` run a response; one that takes nothing has none.
+    `heartbeat_at` is Unix seconds."""
 
     name: str
     host: str
@@ -472,3 +505,20 @@ class WorkerInfo:
     busy: int
     heartbeat_at: float
     version: str
+    condition: Condition = Condition()
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether a request may wait for it."""
+        return self.slots > 0
+
+
+def condition_of(workers: Iterable[WorkerInfo]) -> Condition:
+    """How a model is that these workers have: as the one whose is nearest to being of use."""
+    conditions = [worker.condition for worker in workers]
+    nearest = (ModelState.LOADED, ModelState.LOADING, ModelState.UNLOADING, ModelState.UNLOADED)
+    return min(
+        conditions,
+        key=lambda it: (nearest.index(it.state), -it.progress),
+        default=Condition(ModelState.UNLOADED, 0.0),
+    )

@@ -11,7 +11,7 @@ from internal.biz.errors import EngineLost
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.generation import Chunk, Delivery, Job
 from internal.biz.log import Cursor, Follower
-from internal.biz.models import Backlog, Message, Request, Response, WorkerInfo
+from internal.biz.models import Backlog, Condition, Message, Order, Request, Response, WorkerInfo
 
 
 class Append(Protocol):
@@ -52,6 +52,16 @@ class Consumer(Protocol):
 
     def lose(self, delivery: Delivery) -> None:
         """It is another worker's by now: stop generating, and write nothing more."""
+
+
+class Resident(Protocol):
+    """The model behind a worker, as the queue sees it. No call may raise or wait."""
+
+    @property
+    def condition(self) -> Condition: ...
+
+    def order(self, order_id: str, order: Order) -> None:
+        """Do what an operator wants, once, however often it is said."""
 
 
 class Queue(Protocol):
@@ -95,7 +105,11 @@ class Queue(Protocol):
         """What waits for `model`, and what runs."""
 
     async def workers(self) -> Sequence[WorkerInfo]:
-        """The workers that live."""
+        """The workers that live, those included that take nothing."""
+
+    async def order(self, model: str, order_id: str, order: Order) -> None:
+        """Tell all workers of `model` that live what an operator wants. May be lost; their conditions say
+        when it is done."""
 
 
 class WorkQueue(Protocol):
@@ -108,8 +122,21 @@ class WorkQueue(Protocol):
         counts as a worker for `model`, until it leaves or a claim is cancelled.
         """
 
+    def attend(self, model: str, resident: Resident) -> None:
+        """There is a worker for `model`, whether it claims or not, until it leaves. To be said again when the
+        condition of its model is another one."""
+
     def leave(self, model: str, consumer: Consumer) -> None:
-        """It claims nothing more. What it has, it may finish."""
+        """It claims nothing more, and is gone. What it has, it may finish."""
+
+    async def forsake(
+        self, model: str, consumer: Consumer, deliveries: Sequence[Delivery]
+    ) -> Sequence[Delivery]:
+        """The worker's process is about to end, and these with it, of which nothing more is written: others
+        may have them at once, as those of a worker that died. It is gone, as with `leave`.
+
+        Returns those that nobody else could take: the queue ends with this process.
+        """
 
     async def append(self, step: Sequence[Append]) -> Sequence[Append]:
         """Write the events of one step, all responses at once. The event that ends a log settles its
@@ -202,7 +229,8 @@ class Sink(Protocol):
         """Return when the loop has caught up."""
 
     def fail(self, error: EngineLost) -> None:
-        """The engine can do nothing more in this process; its jobs end without a word. On any thread."""
+        """The engine cannot go on in this process, which ends for it. Called on any thread; never blocks.
+        Nothing is taken any more, and `stop` is not called: it might wait for ever."""
 
 
 Progress = Callable[[float], None]
@@ -214,10 +242,15 @@ class Generator(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Valid once `start` has returned."""
+        """Valid once `start` has returned, and from then on, also while the model is unloaded."""
 
     async def start(self, sink: Sink, progress: Progress) -> None:
-        """Load the model. Raises GenerationFailed with what to do about it."""
+        """Load the model, also again after `stop`. `stop` is called after this in any case, also when it
+        fails or is cancelled.
+
+        Raises GenerationFailed with what to do about it, and EngineLost when that would fail in this process
+        for ever.
+        """
 
     def submit(self, job: Job) -> None:
         """Begin a job; at most `slots` at a time. Returns at once; all else is said through the sink."""
@@ -227,7 +260,8 @@ class Generator(Protocol):
         two attempts at one response are two jobs. One that has ended, or was never submitted, is ignored."""
 
     async def stop(self) -> None:
-        """End the engine's threads. Jobs that still run end without a word."""
+        """End the engine's threads, and give back the memory of the model. Jobs that still run end without a
+        word. Stopping what does not run is harmless."""
 
 
 class Connection(Protocol):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from internal.biz.errors import GenerationFailed, Unavailable
+from internal.biz.errors import EngineLost, GenerationFailed, Unavailable
 from internal.biz.events import QueueUpdate, ReasoningDelta, ScoredDelta, TextDelta
 from internal.biz.generation import (
     MAX_CHARS_PER_TOKEN,
@@ -23,7 +23,8 @@ from internal.biz.generation import (
 )
 from internal.biz.images import Images
 from internal.biz.inbox import StepInbox
-from internal.biz.models import Message, Response, ToolCall
+from internal.biz.model_life import ModelLife
+from internal.biz.models import Condition, Message, ModelState, Response, ToolCall
 from internal.biz.ports import Generator, History, Meter, Progress, WorkQueue
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ FIRST_PAUSE_S = 0.05
 RELEASED_AT_ONCE = 100
 LONGEST_PAUSE_S = 1.0
 """Between two tries while the queue or the storage cannot be reached."""
+LAST_WORDS_S = 3.0
+"""What the queue and the storage may take for the rest when an engine is lost."""
 
 T = TypeVar("T")
 
@@ -56,9 +59,10 @@ class _Run(Transcript):
 
 
 class Worker:
-    """Runs one model. At most `slots` responses at a time, as many as the engine takes.
+    """Runs one model, while it is loaded. At most `slots` responses at a time, as many as the engine takes.
 
-    Implements Consumer. Bound: twice `slots` deliveries, those included whose results are being stored.
+    Implements Consumer and Work. Bound: twice `slots` deliveries, those included whose results are being
+    stored.
     """
 
     def __init__(
@@ -70,8 +74,13 @@ class Worker:
         settle: Callable[[Sequence[Response]], Awaitable[None]],
         meter: Meter,
         images: Images | None = None,
+        *,
+        idle_unload_s: float = 0.0,
+        unload_timeout_s: float = 30.0,
     ) -> None:
-        """`settle` stores how responses ended. `images`: for engines that look at them."""
+        """`settle` stores how responses ended. `images`: for engines that look at them. `idle_unload_s` as
+        for ModelLife; what still runs `unload_timeout_s` after an operator had the model unloaded is given
+        back."""
         self.model = model
         self._generator = generator
         self._queue = queue
@@ -79,38 +88,88 @@ class Worker:
         self._settle = settle
         self._meter = meter
         self._images = images
+        self._unload_timeout_s = unload_timeout_s
+        self._life = ModelLife(model, generator, self._tell, idle_unload_s)
         self._runs: dict[Delivery, _Run] = {}
         """All deliveries that have not been settled."""
         self._generating = 0
         self._changed = asyncio.Event()
+        self._idle_since_s = time.monotonic()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._ends: asyncio.TaskGroup | None = None
+        """Stores how responses ended. Goes on when all others end for a lost engine."""
+        self._claims: asyncio.Task[None] | None = None
+        """While requests are taken."""
         self._claiming: asyncio.Task[None] | None = None
         """While it waits for a request, and nothing is lost when it is cancelled."""
+        self._is_open = False
         self._draining = False
 
     async def run(self, progress: Progress) -> None:
-        """Load the model, then work until cancelled. What still runs then ends without a word."""
-        inbox = StepInbox(asyncio.get_running_loop())
+        """Load the model, then work until cancelled. What still runs then ends without a word.
+
+        Raises GenerationFailed when the model cannot be loaded, and EngineLost, in a group perhaps.
+        """
+        inbox, is_lost = StepInbox(asyncio.get_running_loop()), False
+        self._tell()
         try:
-            await self._generator.start(inbox, progress)
-            progress(1.0)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._claim_requests())
-                tasks.create_task(self._write_steps(inbox, tasks))
+            await self._life.start(inbox, progress)
+            async with asyncio.TaskGroup() as self._ends:
+                try:
+                    async with asyncio.TaskGroup() as self._tasks:
+                        self._tasks.create_task(self._life.run(self))
+                        self._tasks.create_task(self._write_steps(inbox, self._ends))
+                except* EngineLost:
+                    await self._forsake()
+                    raise
+        except* EngineLost:
+            is_lost = True
+            raise
         finally:
             inbox.close()
-            await self._generator.stop()
+            if not is_lost:
+                await self._life.stop()
+
+    async def _forsake(self) -> None:
+        """The engine says nothing more: hand on what it did. Where nobody could take it, it has failed."""
+        self._draining = True
+        runs = [run for run in self._runs.values() if run.running and not run.lost]
+        log.warning("handing over", extra={"model": self.model, "responses": len(runs)})
+        for run in runs:
+            self._stopped(run)
+        with contextlib.suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(LAST_WORDS_S):
+                left = set(await self._queue.forsake(self.model, self, [run.delivery for run in runs]))
+                for run in [run for run in runs if run.delivery not in left]:
+                    run.lost = True
+                    self._settled(run)
+                failure = GenerationFailed("the engine broke off; ask again", code=EngineLost.default_code)
+                end = Finished(FinishReason.ERROR, error=failure)
+                await self._end([(run, end) for run in runs if not run.lost])
+                await self._wait_until_free()
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, and give the rest back to the queue."""
         self._draining = True
+        self._stop_claiming()
+        self._queue.leave(self.model, self)
+        await self._finish(timeout_s)
+
+    def _stop_claiming(self) -> None:
         if self._claiming is not None:
             self._claiming.cancel()
-        self._queue.leave(self.model, self)
+
+    async def _wait_until_free(self) -> None:
+        """Until the queue has done with all deliveries."""
+        while self._runs:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _finish(self, timeout_s: float) -> None:
+        """Let what runs finish, and give the rest back to the queue."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._runs:
-                    self._changed.clear()
-                    await self._changed.wait()
+                await self._wait_until_free()
         except TimeoutError:
             log.warning("handing over", extra={"model": self.model, "responses": len(self._runs)})
         runs = list(self._runs.values())
@@ -132,20 +191,63 @@ class Worker:
         """Take nothing new, and cancel what runs, so that what was said is stored: where the queue dies with
         its process, nobody else could go on with it."""
         self._draining = True
-        if self._claiming is not None:
-            self._claiming.cancel()
+        self._stop_claiming()
         for run in list(self._runs.values()):
             self.revoke(run.delivery)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self._runs:
-                    self._changed.clear()
-                    await self._changed.wait()
+                await self._wait_until_free()
 
     async def _release(self, run: _Run) -> None:
         # If that fails, its lease runs out.
         with contextlib.suppress(Unavailable):
             await self._queue.release(run.delivery)
+
+    # ── as its model sees it ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def idle_s(self) -> float:
+        return 0.0 if self._runs else time.monotonic() - self._idle_since_s
+
+    def open(self) -> None:
+        if self._draining:
+            return
+        assert self._tasks is not None
+        self._is_open = True
+        self._claims = self._tasks.create_task(self._claim_requests())
+
+    async def close(self) -> None:
+        self._is_open = False
+        self._stop_claiming()
+        await self._finish(self._unload_timeout_s)
+        if self._claims is not None:
+            # It may wait for what was said before, of requests that were given back by now.
+            self._claims.cancel()
+            await asyncio.wait([self._claims])
+
+    def drop(self) -> None:
+        for run in [run for run in self._runs.values() if run.running and run.lost]:
+            self._stopped(run)
+            self._settled(run)
+
+    @property
+    def condition(self) -> Condition:
+        """How the model is."""
+        return self._life.condition
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether a request may wait for it."""
+        return self._is_open and not self._draining
+
+    def _tell(self) -> None:
+        if not self._draining:
+            self._queue.attend(self.model, self._life)
+        condition = self._life.condition
+        if condition.state is ModelState.LOADING:
+            update = QueueUpdate(0, loading=round(condition.progress, 2))
+            for run in self._runs.values():  # none of which is on the engine yet
+                self._queue.announce(run.delivery, update)
 
     # ── as the queue sees it ─────────────────────────────────────────────────────────────────────
 
@@ -161,7 +263,16 @@ class Worker:
         run = self._runs.get(delivery)
         if run is not None:
             run.revoked = True  # for when it is not submitted yet
-            self._generator.cancel(run)
+            if self._life.is_loaded:
+                self._generator.cancel(run)
+            elif run.running and not run.lost:
+                self._spurn(run)
+
+    def _spurn(self, run: _Run) -> None:
+        """It waits for the model to be loaded, which may take minutes; its user does not."""
+        assert self._ends is not None
+        self._stopped(run)
+        self._ends.create_task(self._end([(run, Finished(FinishReason.CANCELLED))]))
 
     def lose(self, delivery: Delivery) -> None:
         run = self._runs.get(delivery)
@@ -172,7 +283,7 @@ class Worker:
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     async def _claim_requests(self) -> None:
-        while not self._draining:
+        while self._is_open and not self._draining:
             self._claiming = asyncio.current_task()
             while self.room <= 0:
                 self._changed.clear()
@@ -182,8 +293,8 @@ class Worker:
             for run in runs:
                 self._runs[run.delivery] = run
                 self._generating += 1
-            if not await self._recall(runs):
-                continue
+            await self._prepare(runs)
+            runs = [run for run in runs if run.running]
             for run in runs:
                 run.start()
             await self._append([run for run in runs if run.events])
@@ -196,9 +307,20 @@ class Worker:
                 if run.revoked:
                     self._generator.cancel(run)
 
-    async def _recall(self, runs: Sequence[_Run]) -> bool:
-        """Give the runs what was said before, as far as the engine can look at it. When that fails, and not
-        because the storage is away, they have failed."""
+    async def _prepare(self, runs: Sequence[_Run]) -> None:
+        """Have the model loaded, and the runs know what was said before. When that fails, and not because the
+        storage is away, they have failed."""
+        try:
+            await self._life.wake()
+            await self._recall(runs)
+        except GenerationFailed as error:
+            failed = [run for run in runs if run.running]
+            for run in failed:
+                self._stopped(run)
+            await self._end([(run, Finished(FinishReason.ERROR, error=error)) for run in failed])
+
+    async def _recall(self, runs: Sequence[_Run]) -> None:
+        """Give the runs what was said before, as far as the engine looks at it. Raises GenerationFailed."""
         capabilities = self._generator.capabilities
         before: Sequence[tuple[Message, ...]] = [()] * len(runs)
         if capabilities.remembers and any(run.delivery.request.continues for run in runs):
@@ -208,37 +330,35 @@ class Worker:
                 before = await self._insist(lambda: self._history.before(requests, max_chars))
             except Exception:
                 log.exception("what was said before cannot be read", extra={"responses": len(runs)})
-                for run in runs:
-                    self._stopped(run)
-                await self._end([(run, Finished(FinishReason.ERROR, error=_forgotten())) for run in runs])
-                return False
+                raise _forgotten() from None
         for run, messages in zip(runs, before, strict=True):
             run.recall(messages)
             if self._images is not None:
                 run.messages = await self._images.loaded(run.messages)
-        return True
 
     def _stopped(self, run: _Run) -> None:
         """The engine has done with it."""
-        run.running = False
-        self._generating -= 1
-        self._changed.set()
+        if run.running:
+            run.running = False
+            self._generating -= 1
+            self._changed.set()
 
     def _settled(self, run: _Run) -> None:
         """The queue has done with it."""
-        del self._runs[run.delivery]
+        if self._runs.pop(run.delivery, None) is not None and not self._runs:
+            self._idle_since_s = time.monotonic()
         self._changed.set()
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────────
 
-    async def _write_steps(self, inbox: StepInbox, tasks: asyncio.TaskGroup) -> None:
+    async def _write_steps(self, inbox: StepInbox, ends: asyncio.TaskGroup) -> None:
         while True:
             spoke, ended = self._read_step(await inbox.take())
             if spoke:
                 # While the queue cannot be reached the step waits here, and soon the engine behind it.
                 await self._append(spoke)
             if ended:
-                tasks.create_task(self._end(ended))
+                ends.create_task(self._end(ended))
 
     async def _append(self, runs: Sequence[_Run]) -> None:
         """Append what the runs have to say; those that may not are lost."""

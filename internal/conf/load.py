@@ -12,7 +12,7 @@ from internal.conf.settings import EchoModel, ExLlamaV2Model, LlamaCppModel, Ope
 
 PREFIX = "SLUICE_"
 
-_SECRETS = ("auth.jwt_secret", "queue.url", "storage.url")
+_SECRETS = ("auth.jwt_secret", "auth.operator_key", "queue.url", "storage.url")
 
 
 class ConfigError(Exception):

@@ -3,7 +3,7 @@
 import re
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -219,7 +219,8 @@ class EchoOptions(_Section):
 
 class LlamaCppOptions(_Section):
     """`path` empty: the bundled SmolLM2. `template` empty: the model's own chat template. `context` tokens
-    in each of `slots`; `threads` 0: all cores but one."""
+    in each of `slots`; `threads` 0: all cores but one. A model that nobody has asked for `idle_unload` is
+    unloaded until somebody does (0: never)."""
 
     path: OptionalFile = None
     template: OptionalFile = None
@@ -230,10 +231,21 @@ class LlamaCppOptions(_Section):
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.2
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.9
     repeat_penalty: Annotated[float, Field(ge=0, le=2)] = 1.1
+    idle_unload: Duration = 0.0
 
 
 class _Model(_Section):
+    """`may_be_lost`: its engine may come to a point from which only another process helps. Then a supervisor
+    starts one."""
+
+    may_be_lost: ClassVar[bool] = False
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}$")]
+
+    @property
+    def idle_unload_s(self) -> float:
+        """After how long a model is unloaded that nobody asks anything; 0: never."""
+        return 0.0
 
 
 class EchoModel(_Model):
@@ -244,6 +256,10 @@ class EchoModel(_Model):
 class LlamaCppModel(_Model):
     generator: Literal["llamacpp"]
     options: LlamaCppOptions = LlamaCppOptions()
+
+    @property
+    def idle_unload_s(self) -> float:
+        return self.options.idle_unload
 
 
 class ExLlamaV2Model(_Model):
@@ -275,6 +291,8 @@ Lifetime = Annotated[Duration, Field(ge=1)]
 class Auth(_Section):
     """`required`: only users may ask for anything. `registration`: anybody may become one.
 
+    `operator_key`: who sends it may load and unload models; empty: nobody may.
+
     `jwt_secret` signs tokens and encrypts what users entrust to the server; empty: what stands in
     `secret_file`, which the first start makes. Servers that share users share it too.
     """
@@ -283,6 +301,7 @@ class Auth(_Section):
     registration: bool = True
     jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] = SecretStr("")
     secret_file: Annotated[str, Field(min_length=1)] = "data/secret.key"
+    operator_key: Annotated[SecretStr, AfterValidator(_long_enough)] = SecretStr("")
     access_ttl: Lifetime = 3600.0
     refresh_ttl: Lifetime = 72 * 3600.0
 

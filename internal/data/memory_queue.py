@@ -19,8 +19,17 @@ from internal.biz.errors import (
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.log import Cursor, Follower, ResponseLog
-from internal.biz.models import Backlog, Request, Response, Settings, Status, WorkerInfo
-from internal.biz.ports import Append, Consumer
+from internal.biz.models import (
+    Backlog,
+    Condition,
+    Order,
+    Request,
+    Response,
+    Settings,
+    Status,
+    WorkerInfo,
+)
+from internal.biz.ports import Append, Consumer, Resident
 from internal.biz.scheduler import FairScheduler
 from internal.biz.version import VERSION
 
@@ -78,13 +87,15 @@ class _Ending:
 class _Line:
     """The waiting requests of one model, and the workers that wait for one."""
 
-    __slots__ = ("claimers", "consumers", "running", "scheduler", "watched")
+    __slots__ = ("claimers", "consumers", "resident", "running", "scheduler", "watched")
 
     def __init__(self) -> None:
         self.scheduler = FairScheduler()
         self.claimers: deque[asyncio.Future[None]] = deque()
         self.consumers: dict[Consumer, None] = {}
         """Those that take requests: they have claimed, and did not give that up."""
+        self.resident: Resident | None = None
+        """The model of the one worker that a process has for it, until that leaves."""
         self.running = 0
         self.watched: dict[str, int] = {}
         """Last told position of the requests whose followers want to know."""
@@ -136,11 +147,19 @@ class MemoryQueue:
 
     async def workers(self) -> Sequence[WorkerInfo]:
         host, now = socket.gethostname(), time.time()
-        return [
-            WorkerInfo(model, host, model, one.slots, one.slots - one.room, now, VERSION)
-            for model, line in self._lines.items()
-            for one in line.consumers
-        ]
+        found = []
+        for model, line in self._lines.items():
+            resident = line.resident
+            condition = resident.condition if resident is not None else Condition()
+            taking = [(one.slots, one.slots - one.room) for one in line.consumers]
+            for slots, busy in taking or ([] if resident is None else [(0, 0)]):
+                found.append(WorkerInfo(model, host, model, slots, busy, now, VERSION, condition))
+        return found
+
+    async def order(self, model: str, order_id: str, order: Order) -> None:
+        resident = self._line(model).resident
+        if resident is not None:
+            resident.order(order_id, order)
 
     def _line(self, model: str) -> _Line:
         line = self._lines.get(model)
@@ -178,7 +197,8 @@ class MemoryQueue:
             try:
                 await claimer
             except asyncio.CancelledError:
-                self.leave(model, consumer)
+                line.consumers.pop(consumer, None)
+                self._tell_positions()
                 if claimer.done() and not claimer.cancelled():
                     self._wake_claimer(line)
                 raise
@@ -194,8 +214,19 @@ class MemoryQueue:
         self._tell_positions()
         return deliveries
 
+    def attend(self, model: str, resident: Resident) -> None:
+        self._line(model).resident = resident
+
     def leave(self, model: str, consumer: Consumer) -> None:
-        self._line(model).consumers.pop(consumer, None)
+        line = self._line(model)
+        line.consumers.pop(consumer, None)
+        line.resident = None
+
+    async def forsake(
+        self, model: str, consumer: Consumer, deliveries: Sequence[Delivery]
+    ) -> Sequence[Delivery]:
+        self.leave(model, consumer)
+        return deliveries
 
     def _deliver(self, request: Request, consumer: Consumer) -> Delivery:
         entry = self._entries[request.response_id]

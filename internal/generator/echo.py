@@ -3,6 +3,7 @@
 It behaves as a batching engine does: one thread steps all running responses together, one chunk each.
 """
 
+import asyncio
 import functools
 import logging
 import threading
@@ -61,6 +62,8 @@ class EchoGenerator:
         self.capabilities = Capabilities(context_length=0, slots=slots, remembers=False)
 
     async def start(self, sink: Sink, progress: Progress) -> None:
+        self._stopping, self._idle = False, True
+        self._commands, self._unfinished, self._ended = _Commands(), set(), []
         self._thread = threading.Thread(target=self._run, args=(sink,), name="echo", daemon=True)
         self._thread.start()
 
@@ -83,7 +86,9 @@ class EchoGenerator:
             self._stopping = True
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            # Not here: it may wait for the event loop to take its last step.
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
 
     def _run(self, sink: Sink) -> None:
         """Step until told to stop. A fault ends the jobs there are, and all that come later."""

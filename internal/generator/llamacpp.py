@@ -79,7 +79,7 @@ class LlamaCppGenerator:
 
     def __init__(self, options: LlamaCppOptions) -> None:
         self.options = options
-        self._pool = ThreadPoolExecutor(options.slots, thread_name_prefix="llamacpp")
+        self._pool = self._threads()
         self._completions: dict[Job, Completion] = {}
         self._stopping = threading.Event()
         self._library: LlamaCpp | None = None
@@ -87,7 +87,14 @@ class LlamaCppGenerator:
         self.template = ChatTemplate("")
         self.capabilities = Capabilities(options.context, options.slots)
 
+    def _threads(self) -> ThreadPoolExecutor:
+        """None of them is there before it is needed."""
+        return ThreadPoolExecutor(self.options.slots, thread_name_prefix="llamacpp")
+
     async def start(self, sink: Sink, progress: Progress) -> None:
+        if self._stopping.is_set():
+            self._pool, self._completions = self._threads(), {}
+            self._stopping.clear()
         self._sink = sink
         await asyncio.get_running_loop().run_in_executor(self._pool, self._load, progress)
 
@@ -134,7 +141,9 @@ class LlamaCppGenerator:
 
     def _unload(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._library = None
+        library, self._library = self._library, None
+        if library is not None:
+            library.close()
 
     def _run(self, completion: Completion) -> None:
         """Generate one response; blocks this thread until it ends."""

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from internal.biz.chat import Chat
 from internal.biz.errors import InvalidRequest, NotFound, SluiceError, Unavailable
-from internal.biz.models import Caller
+from internal.biz.models import Caller, WorkerInfo
 from internal.biz.session import Codec
 from internal.metrics.instruments import Instruments
 from internal.server.answers import error_answer, guarded, json_answer, refused_by_aiohttp
@@ -178,7 +178,7 @@ class App:
         """How the queue stands; nothing while it cannot be reached."""
         gauges = self._instruments.queue
         try:
-            living = Counter(worker.model for worker in await self._chat.workers())
+            living = Counter(it.model for it in await self._chat.workers() if it.takes_requests)
             for name in self._chat.models:
                 backlog = await self._chat.backlog(name)
                 gauges.set(name, backlog.waiting, backlog.running, backlog.oldest_s, living[name])
@@ -189,20 +189,26 @@ class App:
     async def workers(self, request: web.Request) -> web.Response:
         """`/v1/workers`: who generates, and how busy they are. For users only, where one has to be one."""
         await self._require_user(request)
-        workers = [
-            {
-                "id": worker.name,
-                "object": "worker",
-                "host": worker.host,
-                "model": worker.model,
-                "slots": worker.slots,
-                "busy": worker.busy,
-                "last_heartbeat": round(worker.heartbeat_at, 3),
-                "version": worker.version,
-            }
-            for worker in await self._chat.workers()
-        ]
+        workers = [_worker(worker) for worker in await self._chat.workers()]
         return json_answer({"object": "list", "data": workers})
+
+
+def _worker(worker: WorkerInfo) -> dict[str, object]:
+    condition = worker.condition
+    failure = {"message": condition.failure} if condition.failure else {}
+    return {
+        "id": worker.name,
+        "object": "worker",
+        "host": worker.host,
+        "model": worker.model,
+        "state": condition.state,
+        "progress": round(condition.progress, 2),
+        **failure,
+        "slots": worker.slots,
+        "busy": worker.busy,
+        "last_heartbeat": round(worker.heartbeat_at, 3),
+        "version": worker.version,
+    }
 
 
 def _chosen_conversation(request: web.Request) -> str | None:

@@ -3,6 +3,7 @@
 Knows where credentials are carried, not what is in them.
 """
 
+import hmac
 from collections.abc import Sequence
 from dataclasses import replace
 from http.cookies import Morsel
@@ -46,8 +47,16 @@ class Identity:
     who has not logged in."""
 
     def __init__(
-        self, accounts: Credentials, proxies: Proxies, *, required: bool, allowed_origins: Sequence[str]
+        self,
+        accounts: Credentials,
+        proxies: Proxies,
+        *,
+        required: bool,
+        allowed_origins: Sequence[str],
+        operator_key: str = "",
     ) -> None:
+        """Who sends `operator_key` is an operator (empty: nobody is)."""
+        self._operator_key = operator_key.encode(errors="surrogateescape")
         self._accounts = accounts
         self._proxies = proxies
         self._allowed_origins = allowed_origins
@@ -87,6 +96,21 @@ class Identity:
         if caller.is_guest:
             raise Unauthenticated("this is for registered users; log in first")
         return caller
+
+    def operator(self, request: web.Request) -> Caller:
+        """An operator, who is no user for that. Raises Unauthenticated and Forbidden."""
+        if not self._operator_key:
+            raise Forbidden(
+                "this is for operators, and the server knows none: set auth.operator_key "
+                "(SLUICE_AUTH__OPERATOR_KEY)",
+                code="no_operator",
+            )
+        credential = credential_of(request)
+        if credential is None:
+            raise Unauthenticated("send the operator's key as Authorization: Bearer KEY")
+        if not hmac.compare_digest(credential.encode(errors="surrogateescape"), self._operator_key):
+            raise Forbidden("this is for operators, and that is not their key", code="not_operator")
+        return Caller("", self.address_of(request))
 
     async def visitor(self, request: web.Request) -> Caller:
         """The guest that somebody is who is about to log in; else nobody, also with a token that is no good:

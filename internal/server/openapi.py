@@ -110,6 +110,11 @@ def describe(operations: Sequence[Operation], *, auth_required: bool) -> dict[st
                     "scheme": "bearer",
                     "description": "The access token of a login, or an API key.",
                 },
+                "operator": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The operator's key (`auth.operator_key`).",
+                },
                 "guest": {
                     "type": "apiKey",
                     "in": "cookie",
@@ -248,4 +253,6 @@ def _security(access: Access, *, auth_required: bool) -> list[dict[str, list[str
         return []
     if access is Access.CALLER and not auth_required:
         return [{"bearer": []}, {"guest": []}, {}]
+    if access is Access.OPERATOR:
+        return [{"operator": []}]
     return [{"bearer": []}]

@@ -1,21 +1,25 @@
 """What a process without users answers: that it lives, that it is ready, and its metrics."""
 
+from collections.abc import Callable, Mapping
+
 import orjson
 from aiohttp import web
 
 from internal.metrics.instruments import Instruments
 from internal.server.answers import guarded
-from internal.server.readiness import Readiness
+from internal.server.readiness import Readiness, Standing
 
 
-def build(readiness: Readiness, instruments: Instruments, models: list[str]) -> web.Application:
-    """An application with `/livez`, `/readyz` and `/metrics`."""
+def build(
+    readiness: Readiness, instruments: Instruments, found: Callable[[], Mapping[str, Standing]]
+) -> web.Application:
+    """An application with `/livez`, `/readyz` and `/metrics`. `found` says how the models stand."""
 
     async def livez(request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(request: web.Request) -> web.Response:
-        body = orjson.dumps(readiness.report(models, {}))
+        body = orjson.dumps(readiness.report(found()))
         status = 200 if readiness.ready else 503
         return web.Response(body=body, status=status, content_type="application/json")
 

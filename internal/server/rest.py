@@ -35,13 +35,14 @@ PATH_PATTERNS: Mapping[str, str] = {"id": ID_PATTERN, "item_id": ID_PATTERN, "mo
 
 class Access(Enum):
     """Who may call: anybody; anybody, but it matters which guest they were; a user or guest; a user; a user
-    with the token of a login, not with a key that may have leaked."""
+    with the token of a login, not with a key that may have leaked; an operator of the server."""
 
     ANYONE = "anyone"
     VISITOR = "visitor"
     CALLER = "caller"
     USER = "user"
     LOGIN = "login"
+    OPERATOR = "operator"
 
 
 class Spender(Protocol):
@@ -63,6 +64,9 @@ class Authenticator(Protocol):
 
     async def identify_user(self, request: web.Request) -> Caller:
         """A user. Raises the same."""
+
+    def operator(self, request: web.Request) -> Caller:
+        """An operator, who has no name. Raises Unauthenticated and Forbidden."""
 
     async def visitor(self, request: web.Request) -> Caller:
         """A guest, or nobody: a caller without a name. Raises Forbidden and Unavailable."""
@@ -194,6 +198,8 @@ class Rest:
                 return await self._authenticator.visitor(request)
             case Access.CALLER:
                 return await self._authenticator.identify(request)
+            case Access.OPERATOR:
+                return self._authenticator.operator(request)
         caller = await self._authenticator.identify_user(request)
         if access is Access.LOGIN and caller.key_id is not None:
             raise login_required()

@@ -1,23 +1,42 @@
-"""A server without sockets and without an engine: the test is both."""
+"""A server without sockets and without an engine, and a worker without either: the test is both."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 
 from internal.biz.chat import Ask, Chat, ChatRules
 from internal.biz.commands import Command, Create, Resume
-from internal.biz.errors import InvalidRequest, SluiceError
+from internal.biz.errors import EngineLost, InvalidRequest, SluiceError, Unavailable
 from internal.biz.events import Delta, Event, QueueUpdate, ReasoningDelta, TextDelta
 from internal.biz.flusher import Flusher
-from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
+from internal.biz.generation import (
+    Chunk,
+    Delivery,
+    Finished,
+    FinishReason,
+    Job,
+    Output,
+    Prefilled,
+    Transcript,
+)
+from internal.biz.images import Images
 from internal.biz.limits import NoLimits
 from internal.biz.log import Cursor
 from internal.biz.models import Caller, Message, Request, Response, Role, Settings
+from internal.biz.ports import Append, Capabilities, Progress, Sink
 from internal.biz.session import Session, SessionLimits
+from internal.biz.worker import Worker
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
+
+if TYPE_CHECKING:
+    from test.conftest import Reader, RequestFactory
+
+    MakeReader = Callable[[], Reader]
 
 UNLIMITED = 1 << 30
 
@@ -338,3 +357,279 @@ class FakeMeter:
 @pytest.fixture
 def meter() -> FakeMeter:
     return FakeMeter()
+
+
+# ── a worker between the real queue and an engine that does what the test says ───────────────────
+
+
+class FakeEngine:
+    """Says what the test makes it say."""
+
+    def __init__(self, slots: int = 4) -> None:
+        self.capabilities = Capabilities(0, slots)
+        self.jobs: list[Job] = []
+        self.cancelled: list[Job] = []
+        self.starts = 0
+        self.stopped = False
+        self.refusal: Exception | None = None
+        self.go_on = asyncio.Event()
+        """Unless it is set, a start takes its time at the half."""
+        self.go_on.set()
+        self._sink: Sink | None = None
+        self._news = asyncio.Event()
+
+    async def start(self, sink: Sink, progress: Progress) -> None:
+        self.starts += 1
+        self.stopped = False
+        progress(0.5)
+        await self.go_on.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        self._sink = sink
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+        self._news.set()
+
+    def cancel(self, job: Job) -> None:
+        # As the port says: a job that the engine does not know is ignored.
+        if job in self.jobs:
+            self.cancelled.append(job)
+            self._news.set()
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    async def job(self, number: int) -> Job:
+        """The job that was submitted as the `number`th, from 0."""
+        async with asyncio.timeout(5):
+            while len(self.jobs) <= number:
+                self._news.clear()
+                await self._news.wait()
+        return self.jobs[number]
+
+    async def cancellation(self) -> Job:
+        async with asyncio.timeout(5):
+            while not self.cancelled:
+                self._news.clear()
+                await self._news.wait()
+        return self.cancelled[-1]
+
+    def step(self, *chunks: Chunk) -> None:
+        assert self._sink is not None
+        self._sink.put(list(chunks))
+
+    def lose(self) -> None:
+        assert self._sink is not None
+        self._sink.fail(EngineLost("the card has fallen off the bus"))
+
+    def say(self, job: Job, *outputs: Output | str) -> None:
+        self.step(*((job, _output(output)) for output in outputs))
+
+
+def _output(output: Output | str) -> Output:
+    if isinstance(output, (TextDelta, ReasoningDelta, Prefilled, Finished)):
+        return output
+    return TextDelta(output)
+
+
+class FakeHistory:
+    """Keeps what it was told, in the order of what else happened."""
+
+    def __init__(self) -> None:
+        self.finished: list[Response] = []
+        self.away = 0
+        """How many of the next calls fail."""
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.before_end: list[bool] = []
+        self.said: dict[str, tuple[Message, ...]] = {}
+        self.asked_for: list[int] = []
+        self.unreadable = False
+        self.unstorable: set[str] = set()
+        """Both raise what nobody has thought of."""
+        self.log_ended: Callable[[str], bool] = lambda _: False
+
+    async def check(self, request: Request, owner: str | None) -> None:
+        raise AssertionError("a worker does not check")
+
+    async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
+        raise AssertionError("a worker does not begin")
+
+    async def begin_batch(
+        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
+    ) -> None:
+        raise AssertionError("a worker does not begin")
+
+    async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
+        raise AssertionError("a worker does not look for others' responses")
+
+    async def before(self, requests: Sequence[Request], max_chars: int) -> Sequence[tuple[Message, ...]]:
+        await asyncio.sleep(0)
+        if self.away:
+            self.away -= 1
+            raise Unavailable("the storage is away")
+        if self.unreadable:
+            raise ValueError("a row is broken")
+        self.asked_for.append(max_chars)
+        return [self.said.get(request.response_id, ()) for request in requests]
+
+    async def finish(self, responses: Sequence[Response]) -> None:
+        await self.go_on.wait()
+        await asyncio.sleep(0)
+        if self.away:
+            self.away -= 1
+            raise Unavailable("the storage is away")
+        if any(response.id in self.unstorable for response in responses):
+            raise ValueError("a row is broken")
+        self.before_end += [not self.log_ended(response.id) for response in responses]
+        self.finished += responses
+
+
+class FlakyQueue(MemoryQueue):
+    """Is away, or takes its time, as the test says."""
+
+    def __init__(self, limits: QueueLimits, settle: Callable[[Sequence[Response]], Awaitable[None]]) -> None:
+        super().__init__(limits, settle)
+        self.away: Counter[str] = Counter()
+        """How many of the next calls of a method fail."""
+        self.tried: list[str] = []
+        self.lost: set[str] = set()
+        """Responses whose appends are refused."""
+        self.at_append = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def _try(self, method: str) -> None:
+        self.tried.append(method)
+        await asyncio.sleep(0)
+        if self.away[method]:
+            self.away[method] -= 1
+            raise Unavailable("the queue is away", code="queue_unavailable")
+
+    async def append(self, step: Sequence[Append]) -> Sequence[Append]:
+        self.at_append.set()
+        await self.go_on.wait()
+        await self._try("append")
+        refused = [one for one in step if one.response_id in self.lost]
+        return [*refused, *await super().append([one for one in step if one not in refused])]
+
+    async def retry(self, delivery: Delivery, reason: str) -> None:
+        await self._try("retry")
+        await super().retry(delivery, reason)
+
+    async def release(self, delivery: Delivery) -> None:
+        await self._try("release")
+        await super().release(delivery)
+
+
+class Shop:
+    """A worker at work."""
+
+    def __init__(self, meter: FakeMeter, make_request: "RequestFactory", make_reader: "MakeReader") -> None:
+        self.engine = FakeEngine()
+        self.history = FakeHistory()
+        self.queue: MemoryQueue = FlakyQueue(QueueLimits(max_attempts=2), self.history.finish)
+        self.meter = meter
+        self.progress: list[float] = []
+        self.make_request = make_request
+        self.make_reader = make_reader
+        self.worker: Worker | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._readings: list[asyncio.Task[list[Event]]] = []
+
+    def open(
+        self,
+        *,
+        slots: int = 4,
+        queue: MemoryQueue | None = None,
+        images: Images | None = None,
+        idle_unload_s: float = 0.0,
+        unload_timeout_s: float = 5.0,
+    ) -> None:
+        self.engine.capabilities = Capabilities(0, slots)
+        self.worker = Worker(
+            "m",
+            self.engine,
+            queue or self.queue,
+            self.history,
+            self.history.finish,
+            self.meter,
+            images,
+            idle_unload_s=idle_unload_s,
+            unload_timeout_s=unload_timeout_s,
+        )
+        self._task = asyncio.create_task(self.worker.run(self.progress.append))
+
+    @property
+    def flaky(self) -> FlakyQueue:
+        assert isinstance(self.queue, FlakyQueue)
+        return self.queue
+
+    async def waiting(self) -> int:
+        return (await self.queue.backlog("m")).waiting
+
+    async def close(self) -> None:
+        for reading in self._readings:
+            reading.cancel()
+        await asyncio.gather(*self._readings, return_exceptions=True)
+        if self._task is not None:
+            await self.close_worker()
+
+    async def ended(self) -> None:
+        """The worker has ended by itself. Raises what it raised."""
+        assert self._task is not None
+        task, self._task = self._task, None
+        async with asyncio.timeout(5):
+            await task
+
+    async def close_worker(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        error = None if self._task.cancelled() else self._task.exception()
+        assert error is None, f"the worker died: {error!r}"
+
+    async def ask(
+        self, *turn: str, queue_updates: bool = False, settings: Settings | None = None
+    ) -> "Answer":
+        request, reader = self.make_request(*turn, settings=settings), self.make_reader()
+        await self.queue.publish(request)
+        cursor = await self.queue.follow(request.response_id, -1, reader, queue_updates=queue_updates)
+        reading = asyncio.create_task(reader.read(cursor))
+        self._readings.append(reading)
+        return Answer(request, reader, reading)
+
+
+class Answer:
+    def __init__(self, request: Request, reader: "Reader", reading: asyncio.Task[list[Event]]) -> None:
+        self.id = request.response_id
+        self.request = request
+        self.reader = reader
+        self._reading = reading
+
+    async def events(self) -> list[Event]:
+        return await self._reading
+
+    async def response(self) -> Response:
+        last = (await self.events())[-1]
+        response: Response = last.response  # type: ignore[union-attr]
+        return response
+
+    async def text(self) -> str:
+        return "".join(event for event in await self.events() if isinstance(event, TextDelta))
+
+
+MakeShop = Callable[[], Shop]
+
+
+@pytest.fixture
+def make_shop(meter: FakeMeter, make_request: "RequestFactory", make_reader: "MakeReader") -> MakeShop:
+    return lambda: Shop(meter, make_request, make_reader)
+
+
+@pytest.fixture
+async def shop(watched_loop: None, make_shop: MakeShop) -> AsyncIterator[Shop]:
+    shop = make_shop()
+    yield shop
+    await shop.close()

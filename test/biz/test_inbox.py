@@ -4,6 +4,9 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 
+import pytest
+
+from internal.biz.errors import EngineLost
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Job
 from internal.biz.inbox import StepInbox
@@ -135,3 +138,38 @@ async def test_one_take_after_another_waits_for_news() -> None:
         assert not taking.done()
         await asyncio.to_thread(inbox.put, step(word))
         assert await taking == [word]
+
+
+async def test_a_lost_engine_is_told_behind_what_it_said_and_lets_who_waits_go() -> None:
+    inbox = StepInbox(asyncio.get_running_loop(), max_chunks=1)
+    inbox.put(step("a"))
+    waiting = threading.Thread(target=inbox.put, args=(step("never"),))
+    waiting.start()
+    room = asyncio.create_task(inbox.room())
+    await asyncio.to_thread(inbox.fail, EngineLost("gone"))
+    inbox.fail(EngineLost("once more"))
+    await asyncio.to_thread(waiting.join, 5)
+    await asyncio.wait_for(room, 5)
+    inbox.put(step("ghost"))
+    assert await take(inbox) == ["a"]
+    for _ in range(2):
+        with pytest.raises(EngineLost, match="gone"):
+            await take(inbox)
+
+
+async def test_who_waits_for_a_step_hears_of_a_loss() -> None:
+    inbox = StepInbox(asyncio.get_running_loop())
+    taking = asyncio.create_task(take(inbox))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(inbox.fail, EngineLost("gone"))
+    with pytest.raises(EngineLost):
+        await taking
+
+
+async def test_what_is_closed_is_not_lost_any_more() -> None:
+    inbox = StepInbox(asyncio.get_running_loop())
+    inbox.close()
+    inbox.fail(EngineLost("gone"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await inbox.take()

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import pytest
 from internal.biz import worker as worker_module
 from internal.biz.errors import GenerationFailed, InvalidRequest, Unavailable
 from internal.biz.events import (
-    Event,
     QueueUpdate,
     ReasoningDelta,
     ResponseInProgress,
@@ -20,17 +18,17 @@ from internal.biz.events import (
     TextDelta,
     scores_of,
 )
-from internal.biz.generation import Chunk, Delivery, Finished, FinishReason, Job, Output, Prefilled
+from internal.biz.generation import Finished, FinishReason, Prefilled
 from internal.biz.images import Images
-from internal.biz.models import Attachment, Message, Request, Response, Role, Settings, Status, Usage
-from internal.biz.ports import Append, Capabilities, Progress, Sink
+from internal.biz.models import Attachment, Message, Role, Settings, Status, Usage
+from internal.biz.ports import Append, Capabilities
 from internal.biz.scores import TokenScore
 from internal.biz.worker import Worker
 from internal.data.memory_queue import MemoryQueue, QueueLimits
 
 if TYPE_CHECKING:
-    from test.biz.conftest import FakeMeter
-    from test.conftest import Reader, RequestFactory
+    from test.biz.conftest import FakeMeter, MakeShop, Shop
+    from test.conftest import Reader
 
     Settle = Callable[[], Awaitable[None]]
     MakeReader = Callable[[], Reader]
@@ -39,240 +37,7 @@ STOP = Finished(FinishReason.STOP, Usage(1, 0, 2))
 CANCELLED = Finished(FinishReason.CANCELLED)
 
 
-class FakeEngine:
-    """Says what the test makes it say."""
-
-    def __init__(self, slots: int = 4) -> None:
-        self.capabilities = Capabilities(0, slots)
-        self.jobs: list[Job] = []
-        self.cancelled: list[Job] = []
-        self.stopped = False
-        self.refusal: Exception | None = None
-        self._sink: Sink | None = None
-        self._news = asyncio.Event()
-
-    async def start(self, sink: Sink, progress: Progress) -> None:
-        progress(0.5)
-        if self.refusal is not None:
-            raise self.refusal
-        self._sink = sink
-
-    def submit(self, job: Job) -> None:
-        self.jobs.append(job)
-        self._news.set()
-
-    def cancel(self, job: Job) -> None:
-        # As the port says: a job that the engine does not know is ignored.
-        if job in self.jobs:
-            self.cancelled.append(job)
-            self._news.set()
-
-    async def stop(self) -> None:
-        self.stopped = True
-
-    async def job(self, number: int) -> Job:
-        """The job that was submitted as the `number`th, from 0."""
-        async with asyncio.timeout(5):
-            while len(self.jobs) <= number:
-                self._news.clear()
-                await self._news.wait()
-        return self.jobs[number]
-
-    async def cancellation(self) -> Job:
-        async with asyncio.timeout(5):
-            while not self.cancelled:
-                self._news.clear()
-                await self._news.wait()
-        return self.cancelled[-1]
-
-    def step(self, *chunks: Chunk) -> None:
-        assert self._sink is not None
-        self._sink.put(list(chunks))
-
-    def say(self, job: Job, *outputs: Output | str) -> None:
-        self.step(*((job, _output(output)) for output in outputs))
-
-
-def _output(output: Output | str) -> Output:
-    if isinstance(output, (TextDelta, ReasoningDelta, Prefilled, Finished)):
-        return output
-    return TextDelta(output)
-
-
-class FakeHistory:
-    """Keeps what it was told, in the order of what else happened."""
-
-    def __init__(self) -> None:
-        self.finished: list[Response] = []
-        self.away = 0
-        """How many of the next calls fail."""
-        self.go_on = asyncio.Event()
-        self.go_on.set()
-        self.before_end: list[bool] = []
-        self.said: dict[str, tuple[Message, ...]] = {}
-        self.asked_for: list[int] = []
-        self.unreadable = False
-        self.unstorable: set[str] = set()
-        """Both raise what nobody has thought of."""
-        self.log_ended: Callable[[str], bool] = lambda _: False
-
-    async def check(self, request: Request, owner: str | None) -> None:
-        raise AssertionError("a worker does not check")
-
-    async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
-        raise AssertionError("a worker does not begin")
-
-    async def begin_batch(
-        self, requests: Sequence[Request], owner: str | None, *, begins: bool, wants_title: bool
-    ) -> None:
-        raise AssertionError("a worker does not begin")
-
-    async def unfinished(self, before: float, after_id: str, limit: int) -> Sequence[Response]:
-        raise AssertionError("a worker does not look for others' responses")
-
-    async def before(self, requests: Sequence[Request], max_chars: int) -> Sequence[tuple[Message, ...]]:
-        await asyncio.sleep(0)
-        if self.away:
-            self.away -= 1
-            raise Unavailable("the storage is away")
-        if self.unreadable:
-            raise ValueError("a row is broken")
-        self.asked_for.append(max_chars)
-        return [self.said.get(request.response_id, ()) for request in requests]
-
-    async def finish(self, responses: Sequence[Response]) -> None:
-        await self.go_on.wait()
-        await asyncio.sleep(0)
-        if self.away:
-            self.away -= 1
-            raise Unavailable("the storage is away")
-        if any(response.id in self.unstorable for response in responses):
-            raise ValueError("a row is broken")
-        self.before_end += [not self.log_ended(response.id) for response in responses]
-        self.finished += responses
-
-
-class FlakyQueue(MemoryQueue):
-    """Is away, or takes its time, as the test says."""
-
-    def __init__(self, limits: QueueLimits, settle: Callable[[Sequence[Response]], Awaitable[None]]) -> None:
-        super().__init__(limits, settle)
-        self.away: Counter[str] = Counter()
-        """How many of the next calls of a method fail."""
-        self.tried: list[str] = []
-        self.lost: set[str] = set()
-        """Responses whose appends are refused."""
-        self.at_append = asyncio.Event()
-        self.go_on = asyncio.Event()
-        self.go_on.set()
-
-    async def _try(self, method: str) -> None:
-        self.tried.append(method)
-        await asyncio.sleep(0)
-        if self.away[method]:
-            self.away[method] -= 1
-            raise Unavailable("the queue is away", code="queue_unavailable")
-
-    async def append(self, step: Sequence[Append]) -> Sequence[Append]:
-        self.at_append.set()
-        await self.go_on.wait()
-        await self._try("append")
-        refused = [one for one in step if one.response_id in self.lost]
-        return [*refused, *await super().append([one for one in step if one not in refused])]
-
-    async def retry(self, delivery: Delivery, reason: str) -> None:
-        await self._try("retry")
-        await super().retry(delivery, reason)
-
-    async def release(self, delivery: Delivery) -> None:
-        await self._try("release")
-        await super().release(delivery)
-
-
-class Shop:
-    """A worker at work."""
-
-    def __init__(self, meter: "FakeMeter", make_request: "RequestFactory", make_reader: "MakeReader") -> None:
-        self.engine = FakeEngine()
-        self.history = FakeHistory()
-        self.queue: MemoryQueue = FlakyQueue(QueueLimits(max_attempts=2), self.history.finish)
-        self.meter = meter
-        self.progress: list[float] = []
-        self.make_request = make_request
-        self.make_reader = make_reader
-        self.worker: Worker | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._readings: list[asyncio.Task[list[Event]]] = []
-
-    def open(self, *, slots: int = 4, queue: MemoryQueue | None = None, images: Images | None = None) -> None:
-        self.engine.capabilities = Capabilities(0, slots)
-        self.worker = Worker(
-            "m", self.engine, queue or self.queue, self.history, self.history.finish, self.meter, images
-        )
-        self._task = asyncio.create_task(self.worker.run(self.progress.append))
-
-    @property
-    def flaky(self) -> FlakyQueue:
-        assert isinstance(self.queue, FlakyQueue)
-        return self.queue
-
-    async def waiting(self) -> int:
-        return (await self.queue.backlog("m")).waiting
-
-    async def close(self) -> None:
-        for reading in self._readings:
-            reading.cancel()
-        await asyncio.gather(*self._readings, return_exceptions=True)
-        if self._task is not None:
-            await self.close_worker()
-
-    async def close_worker(self) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        error = None if self._task.cancelled() else self._task.exception()
-        assert error is None, f"the worker died: {error!r}"
-
-    async def ask(
-        self, *turn: str, queue_updates: bool = False, settings: Settings | None = None
-    ) -> "Answer":
-        request, reader = self.make_request(*turn, settings=settings), self.make_reader()
-        await self.queue.publish(request)
-        cursor = await self.queue.follow(request.response_id, -1, reader, queue_updates=queue_updates)
-        reading = asyncio.create_task(reader.read(cursor))
-        self._readings.append(reading)
-        return Answer(request, reader, reading)
-
-
-class Answer:
-    def __init__(self, request: Request, reader: "Reader", reading: asyncio.Task[list[Event]]) -> None:
-        self.id = request.response_id
-        self.request = request
-        self.reader = reader
-        self._reading = reading
-
-    async def events(self) -> list[Event]:
-        return await self._reading
-
-    async def response(self) -> Response:
-        last = (await self.events())[-1]
-        response: Response = last.response  # type: ignore[union-attr]
-        return response
-
-    async def text(self) -> str:
-        return "".join(event for event in await self.events() if isinstance(event, TextDelta))
-
-
-@pytest.fixture
-async def shop(
-    watched_loop: None, meter: "FakeMeter", make_request: "RequestFactory", make_reader: "MakeReader"
-) -> AsyncIterator[Shop]:
-    shop = Shop(meter, make_request, make_reader)
-    yield shop
-    await shop.close()
-
-
-async def test_what_the_engine_says_becomes_the_answer(shop: Shop) -> None:
+async def test_what_the_engine_says_becomes_the_answer(shop: "Shop") -> None:
     shop.open()
     answer = await shop.ask("hello")
     job = await shop.engine.job(0)
@@ -291,7 +56,7 @@ async def test_what_the_engine_says_becomes_the_answer(shop: Shop) -> None:
     assert shop.progress == [0.5, 1.0]
 
 
-async def test_scores_are_told_with_the_answer(shop: Shop) -> None:
+async def test_scores_are_told_with_the_answer(shop: "Shop") -> None:
     shop.open()
     answer, score = await shop.ask("hello", settings=Settings(logprobs=0)), TokenScore("Hel", -0.5)
     job = await shop.engine.job(0)
@@ -302,7 +67,7 @@ async def test_scores_are_told_with_the_answer(shop: Shop) -> None:
     assert shop.meter.first_tokens == 1
 
 
-async def test_the_result_is_stored_before_the_log_ends(shop: Shop, settle: "Settle") -> None:
+async def test_the_result_is_stored_before_the_log_ends(shop: "Shop", settle: "Settle") -> None:
     shop.open()
     answer = await shop.ask()
     cursor = await shop.queue.follow(answer.id, -1, shop.make_reader())
@@ -316,7 +81,7 @@ async def test_the_result_is_stored_before_the_log_ends(shop: Shop, settle: "Set
     assert shop.meter.ended == [("m", Status.COMPLETED)]
 
 
-async def test_one_step_speaks_for_all_responses(shop: Shop) -> None:
+async def test_one_step_speaks_for_all_responses(shop: "Shop") -> None:
     shop.open()
     answers = [await shop.ask(str(n)) for n in range(4)]
     jobs = [await shop.engine.job(n) for n in range(4)]
@@ -327,7 +92,7 @@ async def test_one_step_speaks_for_all_responses(shop: Shop) -> None:
     assert len(shop.history.finished) == 4
 
 
-async def test_a_worker_takes_no_more_than_its_slots(shop: Shop, settle: "Settle") -> None:
+async def test_a_worker_takes_no_more_than_its_slots(shop: "Shop", settle: "Settle") -> None:
     shop.open(slots=2)
     for _ in range(5):
         await shop.ask()
@@ -347,7 +112,9 @@ async def test_a_worker_takes_no_more_than_its_slots(shop: Shop, settle: "Settle
     assert len(shop.history.finished) == 5
 
 
-async def test_a_cancelled_response_stops_the_engine_and_keeps_its_text(shop: Shop, settle: "Settle") -> None:
+async def test_a_cancelled_response_stops_the_engine_and_keeps_its_text(
+    shop: "Shop", settle: "Settle"
+) -> None:
     shop.open()
     answer = await shop.ask()
     job = await shop.engine.job(0)
@@ -362,7 +129,7 @@ async def test_a_cancelled_response_stops_the_engine_and_keeps_its_text(shop: Sh
     assert shop.history.finished == [response]
 
 
-async def test_a_cancel_behind_the_end_is_not_passed_on(shop: Shop, settle: "Settle") -> None:
+async def test_a_cancel_behind_the_end_is_not_passed_on(shop: "Shop", settle: "Settle") -> None:
     shop.open()
     answer = await shop.ask()
     shop.engine.say(await shop.engine.job(0), "x", STOP)
@@ -372,7 +139,7 @@ async def test_a_cancel_behind_the_end_is_not_passed_on(shop: Shop, settle: "Set
     assert shop.engine.cancelled == []
 
 
-async def test_an_engines_error_fails_the_response_only(shop: Shop) -> None:
+async def test_an_engines_error_fails_the_response_only(shop: "Shop") -> None:
     shop.open()
     bad, good = await shop.ask("bad"), await shop.ask("good")
     jobs = [await shop.engine.job(n) for n in range(2)]
@@ -386,7 +153,7 @@ async def test_an_engines_error_fails_the_response_only(shop: Shop) -> None:
     assert await good.text() == "fine"
 
 
-async def test_a_retryable_error_is_tried_again_behind_what_was_said(shop: Shop) -> None:
+async def test_a_retryable_error_is_tried_again_behind_what_was_said(shop: "Shop") -> None:
     shop.open()
     answer = await shop.ask()
     job = await shop.engine.job(0)
@@ -402,7 +169,7 @@ async def test_a_retryable_error_is_tried_again_behind_what_was_said(shop: Shop)
     assert (await answer.response()).text == "half whole"
 
 
-async def test_after_the_last_attempt_the_response_fails(shop: Shop) -> None:
+async def test_after_the_last_attempt_the_response_fails(shop: "Shop") -> None:
     shop.open()
     answer = await shop.ask()
     for attempt in range(2):
@@ -414,7 +181,7 @@ async def test_after_the_last_attempt_the_response_fails(shop: Shop) -> None:
     assert shop.history.finished == [response]
 
 
-async def test_what_an_engine_says_behind_the_end_is_ignored(shop: Shop, settle: "Settle") -> None:
+async def test_what_an_engine_says_behind_the_end_is_ignored(shop: "Shop", settle: "Settle") -> None:
     shop.open()
     answer, other = await shop.ask(), await shop.ask()
     jobs = [await shop.engine.job(n) for n in range(2)]
@@ -426,7 +193,7 @@ async def test_what_an_engine_says_behind_the_end_is_ignored(shop: Shop, settle:
     assert len(shop.history.finished) == 2
 
 
-async def test_an_end_in_the_same_step_as_another_end_counts_once(shop: Shop, settle: "Settle") -> None:
+async def test_an_end_in_the_same_step_as_another_end_counts_once(shop: "Shop", settle: "Settle") -> None:
     """An engine may notice a cancel in the step in which the response ends by itself."""
     shop.open()
     answer = await shop.ask()
@@ -439,7 +206,7 @@ async def test_an_end_in_the_same_step_as_another_end_counts_once(shop: Shop, se
 
 
 async def test_an_answer_that_the_queue_ends_stops_the_engine(
-    shop: Shop, settle: "Settle", meter: "FakeMeter"
+    shop: "Shop", settle: "Settle", meter: "FakeMeter"
 ) -> None:
     shop.queue = MemoryQueue(QueueLimits(max_response_bytes=20_000), shop.history.finish)
     shop.open()
@@ -461,7 +228,7 @@ async def test_an_answer_that_the_queue_ends_stops_the_engine(
     assert await other.text() == "y"
 
 
-async def test_progress_of_the_prompt_is_told_to_who_asked(shop: Shop) -> None:
+async def test_progress_of_the_prompt_is_told_to_who_asked(shop: "Shop") -> None:
     shop.open()
     answer = await shop.ask(queue_updates=True)
     job = await shop.engine.job(0)
@@ -472,7 +239,7 @@ async def test_progress_of_the_prompt_is_told_to_who_asked(shop: Shop) -> None:
     await answer.events()
 
 
-async def test_gaps_are_counted_between_the_tokens_of_one_response(shop: Shop, settle: "Settle") -> None:
+async def test_gaps_are_counted_between_the_tokens_of_one_response(shop: "Shop", settle: "Settle") -> None:
     """Engines such as llama.cpp report each response of a step by itself."""
     shop.open()
     await shop.ask()
@@ -493,14 +260,14 @@ async def test_gaps_are_counted_between_the_tokens_of_one_response(shop: Shop, s
     await settle()
 
 
-async def test_a_worker_that_ends_stops_its_engine(shop: Shop, settle: "Settle") -> None:
+async def test_a_worker_that_ends_stops_its_engine(shop: "Shop", settle: "Settle") -> None:
     shop.open()
     await settle()
     await shop.close()
     assert shop.engine.stopped
 
 
-async def test_a_model_that_cannot_be_loaded_ends_the_worker(shop: Shop) -> None:
+async def test_a_model_that_cannot_be_loaded_ends_the_worker(shop: "Shop") -> None:
     shop.engine.refusal = GenerationFailed("no such file")
     worker = Worker("m", shop.engine, shop.queue, shop.history, shop.history.finish, shop.meter)
     with pytest.raises(GenerationFailed):
@@ -509,7 +276,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_worker(shop: Shop) -> None
 
 
 async def test_a_cancel_while_the_first_events_are_written_reaches_the_engine(
-    shop: Shop, settle: "Settle"
+    shop: "Shop", settle: "Settle"
 ) -> None:
     """A queue may take its time to append, and the user may change their mind meanwhile."""
 
@@ -545,7 +312,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hurry")
-async def test_while_the_queue_is_away_steps_wait_in_order(shop: Shop) -> None:
+async def test_while_the_queue_is_away_steps_wait_in_order(shop: "Shop") -> None:
     shop.open()
     answers = [await shop.ask() for _ in range(2)]
     jobs = [await shop.engine.job(n) for n in range(2)]
@@ -559,7 +326,7 @@ async def test_while_the_queue_is_away_steps_wait_in_order(shop: Shop) -> None:
 
 
 async def test_it_is_tried_less_and_less_often(
-    shop: Shop, settle: "Settle", monkeypatch: pytest.MonkeyPatch
+    shop: "Shop", settle: "Settle", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(worker_module, "LONGEST_PAUSE_S", 0.04)
@@ -574,7 +341,7 @@ async def test_it_is_tried_less_and_less_often(
 
 
 @pytest.mark.usefixtures("hurry")
-async def test_while_the_queue_is_away_what_was_claimed_begins_later(shop: Shop, settle: "Settle") -> None:
+async def test_while_the_queue_is_away_what_was_claimed_begins_later(shop: "Shop", settle: "Settle") -> None:
     shop.flaky.away["append"] = 2
     shop.open()
     answer = await shop.ask()
@@ -585,7 +352,7 @@ async def test_while_the_queue_is_away_what_was_claimed_begins_later(shop: Shop,
 
 
 @pytest.mark.usefixtures("hurry")
-async def test_while_the_storage_is_away_the_log_does_not_end(shop: Shop) -> None:
+async def test_while_the_storage_is_away_the_log_does_not_end(shop: "Shop") -> None:
     shop.open()
     answer, other = await shop.ask(), await shop.ask()
     jobs = [await shop.engine.job(n) for n in range(2)]
@@ -599,7 +366,7 @@ async def test_while_the_storage_is_away_the_log_does_not_end(shop: Shop) -> Non
 
 
 @pytest.mark.usefixtures("hurry")
-async def test_a_retry_is_told_when_the_queue_is_back(shop: Shop) -> None:
+async def test_a_retry_is_told_when_the_queue_is_back(shop: "Shop") -> None:
     shop.open()
     answer = await shop.ask()
     shop.flaky.away["retry"] = 3
@@ -610,7 +377,7 @@ async def test_a_retry_is_told_when_the_queue_is_back(shop: Shop) -> None:
     assert shop.flaky.tried.count("retry") == 4
 
 
-async def test_a_worker_that_waits_for_the_queue_ends_when_cancelled(shop: Shop, settle: "Settle") -> None:
+async def test_a_worker_that_waits_for_the_queue_ends_when_cancelled(shop: "Shop", settle: "Settle") -> None:
     shop.open()
     await shop.ask()
     job = await shop.engine.job(0)
@@ -627,7 +394,7 @@ async def test_a_worker_that_waits_for_the_queue_ends_when_cancelled(shop: Shop,
 
 @pytest.mark.parametrize("way", ["refused", "told"])
 async def test_what_is_lost_stops_and_nothing_more_is_written_or_stored(
-    shop: Shop, settle: "Settle", way: str
+    shop: "Shop", settle: "Settle", way: str
 ) -> None:
     shop.open(slots=2)
     lost, kept = await shop.ask(), await shop.ask()
@@ -657,7 +424,7 @@ async def test_what_is_lost_stops_and_nothing_more_is_written_or_stored(
     assert (await shop.queue.backlog("m")).running == 1, "its lease runs out elsewhere"
 
 
-async def test_an_end_that_is_refused_does_not_count(shop: Shop, settle: "Settle") -> None:
+async def test_an_end_that_is_refused_does_not_count(shop: "Shop", settle: "Settle") -> None:
     """Its result was stored, but a later attempt's counts."""
     shop.open(slots=1)
     lost = await shop.ask()
@@ -671,7 +438,7 @@ async def test_an_end_that_is_refused_does_not_count(shop: Shop, settle: "Settle
     await other.events()
 
 
-async def test_what_is_lost_before_it_begins_never_begins(shop: Shop, settle: "Settle") -> None:
+async def test_what_is_lost_before_it_begins_never_begins(shop: "Shop", settle: "Settle") -> None:
     shop.open(slots=1)
     await settle()
     shop.flaky.lost.add("resp_1")
@@ -685,7 +452,7 @@ async def test_what_is_lost_before_it_begins_never_begins(shop: Shop, settle: "S
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 async def test_a_worker_may_run_two_attempts_until_the_first_is_lost(
-    shop: Shop, settle: "Settle", order: tuple[int, int]
+    shop: "Shop", settle: "Settle", order: tuple[int, int]
 ) -> None:
     """It was silent for longer than its lease, and claimed again what it had."""
     shop.open(slots=2)
@@ -715,7 +482,7 @@ async def test_a_worker_may_run_two_attempts_until_the_first_is_lost(
 # ── room ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_results_that_are_being_stored_are_bounded(shop: Shop, settle: "Settle") -> None:
+async def test_results_that_are_being_stored_are_bounded(shop: "Shop", settle: "Settle") -> None:
     shop.open(slots=2)
     answers = [await shop.ask() for _ in range(7)]
     shop.history.go_on.clear()
@@ -736,7 +503,7 @@ async def test_results_that_are_being_stored_are_bounded(shop: Shop, settle: "Se
 # ── draining ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_draining_finishes_what_runs_and_takes_nothing_new(shop: Shop, settle: "Settle") -> None:
+async def test_draining_finishes_what_runs_and_takes_nothing_new(shop: "Shop", settle: "Settle") -> None:
     shop.open(slots=2)
     answer = await shop.ask()
     job = await shop.engine.job(0)
@@ -756,7 +523,7 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(shop: Shop, set
     assert "release" not in shop.flaky.tried
 
 
-async def test_draining_gives_back_what_does_not_end_in_time(shop: Shop, settle: "Settle") -> None:
+async def test_draining_gives_back_what_does_not_end_in_time(shop: "Shop", settle: "Settle") -> None:
     shop.open(slots=2)
     answers = [await shop.ask() for _ in range(2)]
     jobs = [await shop.engine.job(n) for n in range(2)]
@@ -771,7 +538,7 @@ async def test_draining_gives_back_what_does_not_end_in_time(shop: Shop, settle:
     assert shop.history.finished == []
     first = shop.engine
     await shop.close_worker()
-    shop.engine = FakeEngine()
+    shop.engine = type(first)()
     shop.open(slots=2)
     again = [await shop.engine.job(n) for n in range(2)]
     assert first is not shop.engine
@@ -782,7 +549,7 @@ async def test_draining_gives_back_what_does_not_end_in_time(shop: Shop, settle:
     assert [response.attempt for response in shop.history.finished] == [2, 2]
 
 
-async def test_draining_an_idle_worker_is_done_at_once(shop: Shop, settle: "Settle") -> None:
+async def test_draining_an_idle_worker_is_done_at_once(shop: "Shop", settle: "Settle") -> None:
     shop.open()
     assert shop.worker is not None
     await shop.worker.drain(5)  # while the model loads
@@ -795,7 +562,7 @@ async def test_draining_an_idle_worker_is_done_at_once(shop: Shop, settle: "Sett
 
 @pytest.mark.parametrize("in_time", [True, False])
 async def test_draining_while_a_claim_is_in_flight_loses_nothing(
-    shop: Shop, settle: "Settle", in_time: bool
+    shop: "Shop", settle: "Settle", in_time: bool
 ) -> None:
     """What was claimed already, but did not begin yet, ends or is given back."""
     shop.open(slots=2)
@@ -819,10 +586,10 @@ async def test_draining_while_a_claim_is_in_flight_loses_nothing(
 
 
 async def test_draining_at_any_moment_of_a_claim_loses_nothing(
-    make_request: "RequestFactory", make_reader: "MakeReader", meter: "FakeMeter", settle: "Settle"
+    make_shop: "MakeShop", settle: "Settle"
 ) -> None:
     for ticks in range(12):
-        shop = Shop(meter, make_request, make_reader)
+        shop = make_shop()
         shop.open()
         await settle()
         await shop.ask()
@@ -838,7 +605,7 @@ async def test_draining_at_any_moment_of_a_claim_loses_nothing(
         await shop.close()
 
 
-async def test_draining_while_the_queue_is_away_ends_in_time(shop: Shop, settle: "Settle") -> None:
+async def test_draining_while_the_queue_is_away_ends_in_time(shop: "Shop", settle: "Settle") -> None:
     shop.open()
     await shop.ask()
     job = await shop.engine.job(0)
@@ -853,7 +620,7 @@ def before(response_id: str) -> Settings:
     return Settings(previous_response_id=response_id)
 
 
-async def test_the_engine_gets_instructions_what_was_said_before_and_the_new_turn(shop: Shop) -> None:
+async def test_the_engine_gets_instructions_what_was_said_before_and_the_new_turn(shop: "Shop") -> None:
     earlier = (Message(Role.USER, "q"), Message(Role.ASSISTANT, "a"))
     shop.history.said["resp_2"] = earlier
     settings = Settings(instructions="be brief", previous_response_id="resp_1")
@@ -864,7 +631,7 @@ async def test_the_engine_gets_instructions_what_was_said_before_and_the_new_tur
     assert shop.history.asked_for == [0]
 
 
-async def test_only_as_much_is_read_as_could_fit_the_context(shop: Shop) -> None:
+async def test_only_as_much_is_read_as_could_fit_the_context(shop: "Shop") -> None:
     await shop.queue.publish(shop.make_request(model="m", settings=before("resp_1")))
     shop.open()
     shop.engine.capabilities = Capabilities(context_length=100, slots=4)
@@ -872,7 +639,7 @@ async def test_only_as_much_is_read_as_could_fit_the_context(shop: Shop) -> None
     assert shop.history.asked_for == [1600]
 
 
-async def test_nothing_is_read_for_a_first_turn_or_an_engine_that_does_not_look_at_it(shop: Shop) -> None:
+async def test_nothing_is_read_for_a_first_turn_or_an_engine_that_does_not_look_at_it(shop: "Shop") -> None:
     shop.open()
     await shop.ask()
     await shop.engine.job(0)
@@ -882,7 +649,7 @@ async def test_nothing_is_read_for_a_first_turn_or_an_engine_that_does_not_look_
     assert shop.history.asked_for == []
 
 
-async def test_a_request_waits_until_what_was_said_before_it_can_be_read(shop: Shop) -> None:
+async def test_a_request_waits_until_what_was_said_before_it_can_be_read(shop: "Shop") -> None:
     shop.history.away = 2
     await shop.queue.publish(shop.make_request(model="m", settings=before("resp_1")))
     shop.open()
@@ -890,7 +657,7 @@ async def test_a_request_waits_until_what_was_said_before_it_can_be_read(shop: S
     assert shop.history.asked_for == [0]
 
 
-async def test_an_answer_that_cannot_be_stored_is_told_and_keeps_nobody_else_from_it(shop: Shop) -> None:
+async def test_an_answer_that_cannot_be_stored_is_told_and_keeps_nobody_else_from_it(shop: "Shop") -> None:
     shop.open()
     answers = [await shop.ask(str(n)) for n in range(3)]
     jobs = [await shop.engine.job(n) for n in range(3)]
@@ -904,7 +671,7 @@ async def test_an_answer_that_cannot_be_stored_is_told_and_keeps_nobody_else_fro
     assert await again.text() == "b"
 
 
-async def test_a_dialogue_that_cannot_be_read_fails_its_requests_and_no_others(shop: Shop) -> None:
+async def test_a_dialogue_that_cannot_be_read_fails_its_requests_and_no_others(shop: "Shop") -> None:
     shop.history.unreadable = True
     shop.open()
     response = await (await shop.ask(settings=before("resp_1"))).response()
@@ -924,7 +691,7 @@ class Album:
         return b"png"
 
 
-async def test_an_engine_with_eyes_gets_what_messages_refer_to(shop: Shop) -> None:
+async def test_an_engine_with_eyes_gets_what_messages_refer_to(shop: "Shop") -> None:
     shop.open(images=Images(Album()))
     image = Attachment("a.png", "image/png", "file_1")
     request = replace(

@@ -160,9 +160,16 @@ class Server(Process):
         return f"ws://127.0.0.1:{self.port}"
 
     def get(self, path: str) -> Reply:
+        return self._ask("GET", path, {})
+
+    def post(self, path: str, key: str) -> Reply:
+        """As whose key this is."""
+        return self._ask("POST", path, {"Authorization": f"Bearer {key}"})
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=STEP_DEADLINE_S)
         with contextlib.closing(connection):
-            connection.request("GET", path)
+            connection.request(method, path, headers=headers)
             response = connection.getresponse()
             return Reply(response.status, response.read().decode())
 
@@ -229,7 +236,8 @@ class Cluster:
             return False
         if found.status != 200:
             return False
-        pids = {int(worker["id"].split("-")[-2]) for worker in found.json["data"]}
+        working = [worker["id"] for worker in found.json["data"] if worker["slots"]]
+        pids = {int(name.split("-")[-2]) for name in working}
         return pids >= {worker.pid for worker in self.workers if worker.runs}
 
     async def until(self, condition: Callable[[], Awaitable[object]], what: str) -> None:

@@ -156,9 +156,9 @@ async def test_status_tells_what_waits_and_runs_and_who_works(
     assert lines[1] == ["m", "2", "1", "2", "h", "0", "1"]
     assert lines[2][:6] == ["other", "0", "0", "-", "0", "0"]
     assert printed[2].endswith("no worker: requests wait until one starts")
-    assert lines[4] == ["worker", "host", "model", "slots", "busy", "heartbeat", "version"]
-    name, _, model, slots, busy, *_ = lines[5]
-    assert (name, model, slots, busy) == ("worker", "m", "10", "0")
+    assert lines[4] == ["worker", "host", "model", "state", "slots", "busy", "heartbeat", "version"]
+    name, _, model, state, slots, busy, *_ = lines[5]
+    assert (name, model, state, slots, busy) == ("worker", "m", "loaded", "10", "0")
 
     assert await command.status_json(site.desk) == 0
     told = json.loads(capsys.readouterr().out)

@@ -86,6 +86,7 @@ def dig(settings: Settings, key: str) -> Any:
         ("auth.required", False),
         ("auth.registration", True),
         ("auth.jwt_secret", SecretStr("")),
+        ("auth.operator_key", SecretStr("")),
         ("auth.secret_file", "data/secret.key"),
         ("auth.access_ttl", 3600.0),
         ("auth.refresh_ttl", 259200.0),
@@ -247,8 +248,21 @@ def test_the_environment_can_set_the_models(write: Write) -> None:
 )
 def test_a_secret_from_the_environment_is_taken_as_it_stands(write: Write, begin: str) -> None:
     secret = begin + "0" * 32
-    settings = load(write(""), {"SLUICE_AUTH__JWT_SECRET": secret})
+    environ = {"SLUICE_AUTH__JWT_SECRET": secret, "SLUICE_AUTH__OPERATOR_KEY": secret}
+    settings = load(write(""), environ)
     assert settings.auth.jwt_secret.get_secret_value() == secret
+    assert settings.auth.operator_key.get_secret_value() == secret
+
+
+def test_a_model_may_be_unloaded_after_a_time_in_which_nobody_asks(write: Write) -> None:
+    text = (
+        "models: [{name: a, generator: llamacpp}, {name: e, generator: echo}, {name: b, generator: llamacpp, "
+    )
+    settings = load(write(text + "options: {idle_unload: 10m}}]"), {})
+    assert [model.idle_unload_s for model in settings.models] == [0.0, 0.0, 600.0]
+    assert not any(model.may_be_lost for model in settings.models)
+    told = complaint(write("models: [{name: e, generator: echo, options: {idle_unload: 10m}}]"))
+    assert "unknown key models.0.options.idle_unload" in told
 
 
 @pytest.mark.parametrize(
@@ -347,6 +361,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ("auth: {required: true, jwt_secret: ''}", ["auth.jwt_secret", "make one with"]),
         ("auth: {required: perhaps}", ["auth.required", "perhaps"]),
         ("auth: {jwt_secret: too-short}", ["auth.jwt_secret", "32 bytes", "make one with"]),
+        ("auth: {operator_key: too-short}", ["auth.operator_key", "32 bytes", "make one with"]),
         ("auth: {secret_file: ''}", ["auth.secret_file"]),
         ("auth: {access_ttl: 0}", ["auth.access_ttl", "greater than or equal to 1"]),
         ("auth: {access_ttl: 2h, refresh_ttl: 1h}", ["auth: access_ttl must not be longer"]),
@@ -428,7 +443,13 @@ def test_no_complaint_tells_a_secret(write: Write, secret: str, source: str) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["jwt_secret: hunter2", f"jwt_secret: {'hunter2' * 5}, access_ttl: 2h, refresh_ttl: 1h"]
+    "text",
+    [
+        "jwt_secret: hunter2",
+        "operator_key: [hunter2]",
+        "operator_key: hunter2",
+        f"jwt_secret: {'hunter2' * 5}, access_ttl: 2h, refresh_ttl: 1h",
+    ],
 )
 def test_no_complaint_about_the_section_tells_its_secret(write: Write, text: str) -> None:
     assert "hunter2" not in complaint(write(f"auth: {{{text}}}"))
@@ -494,7 +515,8 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_secrets_are_masked_in_what_is_in_effect(write: Write) -> None:
     secret = "hunter2" * 5
-    settings = load(write(f"auth: {{required: true, jwt_secret: {secret}}}"), {})
+    auth = f"{{required: true, jwt_secret: {secret}, operator_key: {secret}}}"
+    settings = load(write(f"auth: {auth}"), {})
     assert settings.auth.jwt_secret.get_secret_value() == secret
     assert "hunter2" not in effective(settings)
     assert "hunter2" not in repr(settings)

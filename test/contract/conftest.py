@@ -80,8 +80,11 @@ class Processes:
         self.unknown = follower.unknown
         self.backlog = follower.backlog
         self.workers = publisher.workers
+        self.order = publisher.order
         self.claim = worker.claim
+        self.attend = worker.attend
         self.leave = worker.leave
+        self.forsake = worker.forsake
         self.append = worker.append
         self.announce = worker.announce
         self.retry = worker.retry

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from internal.biz.errors import GenerationFailed
+from internal.biz.errors import EngineLost, GenerationFailed
 from internal.biz.events import TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
 from internal.biz.models import Message, Role, Settings
@@ -258,3 +258,56 @@ async def test_an_idle_engine_wakes_for_a_job(echoes: Echoes) -> None:
         one = job(f"r{n}", str(n))
         engine.submit(one)
         assert said(await echoes.sink.until_ended(one), one) == [f"chunk 1: {n}"]
+
+
+async def test_an_engine_may_be_started_again_and_remembers_nothing(echoes: Echoes) -> None:
+    engine = await echoes.start(chunks=2, interval_s=0.001)
+    for n in range(3):
+        engine.submit(job(f"old{n}", "x" * 1000))  # ends without a word
+        await engine.stop()
+        await engine.stop()  # which is harmless
+        await engine.start(echoes.sink, lambda _: None)
+        one = job(f"r{n}", str(n))
+        engine.submit(one)
+        assert said(await echoes.sink.until_ended(one), one) == [f"chunk 1: {n}", f"chunk 2: {n}"]
+
+
+async def test_an_engine_that_broke_works_when_it_is_started_again(echoes: Echoes) -> None:
+    engine = await echoes.start(chunks=1)
+    broken = job("a", "y")
+    broken.messages = (None,)  # type: ignore[assignment]
+    engine.submit(broken)
+    await echoes.sink.until_ended(broken)
+    await engine.stop()
+    await engine.start(echoes.sink, lambda _: None)
+    one = job("b", "x")
+    engine.submit(one)
+    assert said(await echoes.sink.until_ended(one), one) == ["chunk 1: x"]
+
+
+async def test_a_stop_does_not_hold_up_the_loop_that_the_last_step_waits_for(echoes: Echoes) -> None:
+    at_put, go_on = threading.Event(), threading.Event()
+
+    class Full:
+        """A sink with no room until the loop has time."""
+
+        def put(self, step: list[Chunk]) -> None:
+            at_put.set()
+            go_on.wait(5)
+
+        def give(self, step: list[Chunk]) -> bool:
+            raise AssertionError
+
+        async def room(self) -> None:
+            raise AssertionError
+
+        def fail(self, error: EngineLost) -> None:
+            raise AssertionError
+
+    engine = EchoGenerator(5, 0.0, 1)
+    await engine.start(Full(), lambda _: None)
+    engine.submit(job("r", "x"))
+    await asyncio.to_thread(at_put.wait, 5)
+    asyncio.get_running_loop().call_soon(go_on.set)
+    async with asyncio.timeout(4):
+        await engine.stop()

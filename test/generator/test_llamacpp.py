@@ -1,10 +1,13 @@
 """The llama.cpp engine, on a llama.cpp that says what the test wrote, and once on the real one."""
 
+import contextlib
+import gc
 import json
 import re
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -236,6 +239,15 @@ def end(outputs: Sequence[Output]) -> Finished:
 
 def thought(outputs: Sequence[Output]) -> str:
     return "".join(output for output in outputs if isinstance(output, ReasoningDelta))
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def text(outputs: Sequence[Output]) -> str:
@@ -700,6 +712,40 @@ async def test_a_fault_of_the_library_ends_the_job_and_no_other(
 
 
 # ── the real one ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_engine_may_be_started_again_and_gives_the_model_back_meanwhile(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    gone: list[int] = []
+    engine = await engines.start()
+    for number in range(3):
+        library.script = f"answer {number}"
+        outputs = await attempt(engine, sink, begin(ask("and now?")))
+        assert text(outputs) == f"answer {number}"
+        weakref.finalize(engine._loaded(), gone.append, number)
+        with without_collector():  # as in a server, whose collector never looks at what is old
+            await engine.stop()
+            await engine.stop()  # which is harmless
+            assert gone == list(range(number + 1))
+        with pytest.raises(GenerationFailed, match="not loaded"):
+            engine.complete({}, lambda _: True)
+        await engine.start(sink, lambda _: None)
+
+
+async def test_a_load_that_failed_may_be_tried_again(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink", tmp_path: Path
+) -> None:
+    engine = await engines.start()
+    await engine.stop()
+    (tmp_path / "model.gguf").unlink()
+    with pytest.raises(GenerationFailed, match="no model file"):
+        await engine.start(sink, lambda _: None)
+    await engine.stop()
+    (tmp_path / "model.gguf").write_bytes(b"weights")
+    await engine.start(sink, lambda _: None)
+    library.script = "so it is"
+    assert text(await attempt(engine, sink, begin(ask("is it?")))) == "so it is"
 
 
 @pytest.mark.real_model

@@ -40,11 +40,15 @@ from internal.biz.files import File, Files, Quota
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.items import Item, Place
 from internal.biz.limits import Budget
+from internal.biz.model_orders import ModelOrders
 from internal.biz.models import (
     Caller,
+    Condition,
     Conversation,
     Feature,
     Message,
+    ModelState,
+    Order,
     Request,
     Response,
     Role,
@@ -82,6 +86,7 @@ from internal.server.routes.v1_conversations import V1ConversationRoutes
 from internal.server.streams import Streams
 from internal.server.websocket import WebSocketServer
 
+OPERATOR_KEY = "operator-key-of-32-bytes-at-least"
 PATIENCE_S = 5.0
 MAX_BODY_BYTES = 10_000
 GRACE_S = 10.0
@@ -490,6 +495,40 @@ class Engine:
         raise AssertionError("nothing is lost in memory")
 
 
+class Resident:
+    """Implements the port of this name. Does at once what it is told, or when the test says so."""
+
+    def __init__(self) -> None:
+        self.condition = Condition()
+        self.told: list[str] = []
+        """The orders, each once."""
+        self.is_slow = False
+        self.failure = ""
+        self._heard: set[str] = set()
+
+    def order(self, order_id: str, order: Order) -> None:
+        if order_id in self._heard:
+            return
+        self._heard.add(order_id)
+        self.told.append(order)
+        if self.is_slow:
+            state = ModelState.LOADING if order is Order.LOAD else ModelState.UNLOADING
+            self.condition = Condition(state, 0.25, self.condition.orders)
+        else:
+            self.carry_out(order_id, order)
+
+    def carry_out(self, order_id: str, order: Order) -> None:
+        state = ModelState.UNLOADED if self.failure else order.goal
+        progress = 1.0 if state is ModelState.LOADED else 0.0
+        self.condition = Condition(state, progress, (*self.condition.orders, order_id), self.failure)
+
+    def finish(self) -> None:
+        """Do what it was told last."""
+        (order_id,) = self._heard.difference(self.condition.orders)
+        self.is_slow = False
+        self.carry_out(order_id, Order(self.told[-1]))
+
+
 class Api:
     """The application, and everything that stands behind it."""
 
@@ -503,6 +542,7 @@ class Api:
         models: tuple[str, ...] = ("m", "other"),
         files: Files | None = None,
         silence_s: float = PATIENCE_S,
+        operator_key: str = OPERATOR_KEY,
     ) -> None:
         """The first of `models` is the engine's, and can do everything."""
         self.accounts = FakeAccounts()
@@ -522,7 +562,13 @@ class Api:
         self.streams = Streams(
             self.chat, turnstile, cancel_on_disconnect=True, write_timeout_s=1.0, grace_s=GRACE_S
         )
-        self.identity = Identity(self.accounts, Proxies([]), required=required, allowed_origins=[])
+        self.orders = ModelOrders(self.queue)
+        self.resident = Resident()
+        self.queue.attend(models[0], self.resident)
+        self.operator_key = operator_key
+        self.identity = Identity(
+            self.accounts, Proxies([]), required=required, allowed_origins=[], operator_key=operator_key
+        )
         conversations = Conversations(self.storage)
         dialogue = Dialogue(FakeItems(self.storage), self.storage, attachments)
         responses = Responses(self.chat, self.queue, self.storage.turns)
@@ -537,7 +583,7 @@ class Api:
             ChatRoutes(self.chat, self.accounts, self.streams),
             ConfigRoutes(self.chat, self.accounts),
             StatusRoutes(self.chat, self.readiness),
-            ModelRoutes(self.chat),
+            ModelRoutes(self.chat, self.orders, self.streams),
             CompletionRoutes(self.chat, self.streams),
         )
         routes = [route for group in groups for route in group.routes]

@@ -768,6 +768,7 @@ def test_any_text_survives(text: str) -> None:
     ("update", "fields"),
     [
         (QueueUpdate(3), {"position": 3}),
+        (QueueUpdate(0, loading=0.25), {"position": 0, "loading": 0.25}),
         (QueueUpdate(0, 64, 300), {"position": 0, "prefill": {"processed": 64, "total": 300}}),
     ],
 )

@@ -12,6 +12,7 @@ cluster too:
     {p:m}:running     zset    delivered ids, by when their lease ends
     {p:m}:last:CONV   string  the worker that served a conversation last; for an hour
     {p:m}:workers     zset    living workers, by when they count as dead; with :rooms and :worker:NAME
+    {p:m}:resting     zset    those of them that take nothing now, with :worker:NAME
     {p:m}:seen        hash    when anybody was here last, and until when nothing is taken over
     {p:m}:dead        stream  dead letters
     {p:m}:ready       channel there is something to claim

@@ -35,7 +35,9 @@ class RedisOperator:
         are: a second for each million."""
         # Neither logs nor metas nor lines nor last workers, which may be many.
         pattern = f"{{{self._keys.prefix}:*}}:[^lm]*"
-        key = re.compile(rf"\{{{re.escape(self._keys.prefix)}:([^{{}}]+)\}}:(?:waiting|running|workers|dead)")
+        key = re.compile(
+            rf"\{{{re.escape(self._keys.prefix)}:([^{{}}]+)\}}:(?:waiting|running|workers|resting|dead)"
+        )
         known = list(known)
         others = set()
         position = None

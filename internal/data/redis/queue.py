@@ -21,7 +21,7 @@ from internal.biz.errors import (
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.log import Cursor, Follower
-from internal.biz.models import Backlog, Request, Response, Status, WorkerInfo
+from internal.biz.models import Backlog, Order, Request, Response, Status, WorkerInfo
 from internal.biz.pause import pause
 from internal.data.redis.endings import NOT_AN_EVENT, Endings, Taken
 from internal.data.redis.entries import dump_request, encode, head_of, load_request, parse
@@ -205,6 +205,11 @@ class RedisQueue:
     async def workers(self) -> Sequence[WorkerInfo]:
         calls = [read_workers(self._link, self._keys.base(model)) for model in self._models]
         return [worker for found in await asyncio.gather(*calls) for worker in found]
+
+    async def order(self, model: str, order_id: str, order: Order) -> None:
+        message = orjson.dumps(["order", model, order_id, order])
+        for worker in await read_workers(self._link, self._keys.base(model)):
+            await self._link.command("PUBLISH", self._keys.workers + worker.name, message)
 
     # ── following ────────────────────────────────────────────────────────────────────────────────
 

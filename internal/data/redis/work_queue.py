@@ -14,9 +14,9 @@ import orjson
 from internal.biz.errors import GenerationFailed, SluiceError, Unavailable
 from internal.biz.events import QueueUpdate
 from internal.biz.generation import Delivery, Finished, FinishReason
-from internal.biz.models import Response, WorkerInfo
+from internal.biz.models import Condition, Order, Response, WorkerInfo
 from internal.biz.pause import pause
-from internal.biz.ports import Append, Consumer
+from internal.biz.ports import Append, Consumer, Resident
 from internal.biz.version import VERSION
 from internal.data.redis.endings import (
     FINAL,
@@ -129,7 +129,9 @@ class RedisWorkQueue:
         self._held: dict[str, _Held] = {}
         """By owner, which is made anew for each delivery, and response."""
         self._consumers: dict[str, Consumer] = {}
-        """The workers of this process, by model."""
+        """The workers of this process that take requests, by model."""
+        self._residents: dict[str, Resident] = {}
+        """The models of those that are there, whether they take any or not."""
         self._ready: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renew_now = asyncio.Event()
@@ -178,12 +180,38 @@ class RedisWorkQueue:
                     return deliveries
                 await pause(ready, min(POLL_INTERVAL_S, self._options.lease_s / 4, ask_again_s))
         except asyncio.CancelledError:
-            self.leave(model, consumer)
+            if model in self._residents:
+                self._consumers.pop(model, None)
+                self._renew_now.set()
+            else:
+                self.leave(model, consumer)
             raise
 
+    def attend(self, model: str, resident: Resident) -> None:
+        self._residents[model] = resident
+        self._renew_now.set()
+
     def leave(self, model: str, consumer: Consumer) -> None:
-        if self._consumers.pop(model, None) is not None:
+        resident = self._residents.pop(model, None)
+        if self._consumers.pop(model, None) is not None or resident is not None:
             self._spawn(self._leave(self._keys.base(model)))
+
+    async def forsake(
+        self, model: str, consumer: Consumer, deliveries: Sequence[Delivery]
+    ) -> Sequence[Delivery]:
+        self._residents.pop(model, None)
+        self._consumers.pop(model, None)
+        mine = [_held(delivery) for delivery in deliveries]
+        for held in mine:
+            self._let_go(held)
+        for start in range(0, max(1, len(mine)), RENEWED_AT_ONCE):
+            args = [
+                part
+                for held in mine[start : start + RENEWED_AT_ONCE]
+                for part in (held.response_id, held.owner)
+            ]
+            await self._link.call("forsake", self._keys.base(model), self._name, *args)
+        return ()
 
     async def finish(self) -> None:
         """Wait until all is said and given back that nobody else waits for: before `run` is cancelled."""
@@ -373,7 +401,9 @@ class RedisWorkQueue:
     def announce(self, delivery: Delivery, update: QueueUpdate) -> None:
         held = _held(delivery)
         if not held.lost:
-            fields = [update.position, update.prefilled, update.prompt_tokens]
+            fields: list[float] = [update.position, update.prefilled, update.prompt_tokens]
+            if update.loading is not None:  # which servers of earlier versions do not know
+                fields.append(update.loading)
             news = orjson.dumps([[held.response_id, NOT_AN_EVENT, fields]])
             self._link.post("announce", held.base, self._keys.nodes, held.response_id, news)
 
@@ -385,6 +415,10 @@ class RedisWorkQueue:
                 held = self._held.get(owner + response_id)
                 if held is not None:
                     self._revoke(held)
+            case ["order", model, order_id, order]:
+                resident = self._residents.get(model)
+                if resident is not None:
+                    resident.order(order_id, Order(order))
 
     def _revoke(self, held: _Held) -> None:
         if not held.revoked:
@@ -393,9 +427,11 @@ class RedisWorkQueue:
 
     async def _renew(self) -> None:
         """Tell that this process lives, and which deliveries it works on."""
-        for model in {*self._consumers, *(held.model for held in self._held.values())}:
+        working = {held.model for held in self._held.values()}
+        for model in {*self._consumers, *self._residents, *working}:
             consumer = self._consumers.get(model)
             room = max(0, consumer.room) if consumer is not None else ""
+            is_here = consumer is not None or model in self._residents
             mine = [held for held in self._held.values() if held.model == model]
             found = []
             for start in range(0, max(1, len(mine)), RENEWED_AT_ONCE):
@@ -407,7 +443,7 @@ class RedisWorkQueue:
                     self._name,
                     room,
                     self._options.lease_ms,
-                    self._info(model, consumer),
+                    self._info(model, consumer) if is_here else "",
                     *args,
                 )
             for response_id, owner, verdict in found:
@@ -425,7 +461,9 @@ class RedisWorkQueue:
         slots = consumer.slots if consumer is not None else 0
         busy = slots - max(0, consumer.room) if consumer is not None else 0
         host, now = socket.gethostname(), time.time()
-        return orjson.dumps(WorkerInfo(self._name, host, model, slots, busy, now, VERSION))
+        resident = self._residents.get(model)
+        condition = resident.condition if resident is not None else Condition()
+        return orjson.dumps(WorkerInfo(self._name, host, model, slots, busy, now, VERSION, condition))
 
     async def _leave(self, base: str) -> None:
         await self._link.call("leave", base, self._name)

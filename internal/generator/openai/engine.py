@@ -60,7 +60,7 @@ class OpenAIGenerator:
 
     async def start(self, sink: Sink, progress: Progress) -> None:
         """Returns at once: an upstream that is away now may be there when somebody asks."""
-        self._sink = sink
+        self._sink, self._stopping = sink, False
         self._client = HttpClient(self._options)
         for node in self._nodes.all:
             self._report(node)
@@ -87,8 +87,10 @@ class OpenAIGenerator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._checks = None
         if self._client is not None:
             await self._client.close()
+            self._client = None
 
     def _tell(self, job: Job, outputs: Sequence[Output]) -> bool:
         assert self._sink is not None

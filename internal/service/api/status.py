@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from internal.biz.models import ModelState
 from internal.service.api.base import Answer
 
 
@@ -21,9 +22,11 @@ class Error(Answer):
 
 
 class ModelHealth(Answer):
-    """`progress` while it loads here, 0 to 1; `workers` where other processes run it."""
+    """`progress` while it loads here, 0 to 1; `workers` where other processes run it, those that take
+    requests; `state` where it is not loaded. One that is ready all the same is loaded when it is asked."""
 
     ready: bool
+    state: Annotated[ModelState | None, Field(exclude_if=lambda value: value is None)] = None
     progress: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
     workers: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
     message: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
@@ -39,12 +42,16 @@ class Health(Ready):
 
 
 class WorkerEntry(Answer):
-    """`busy` of `slots` run a response. `last_heartbeat`: Unix seconds."""
+    """`busy` of `slots` run a response; one that takes nothing has none. `state` is that of its model, of
+    which `progress` is loaded, 0 to 1; `message`: why it could not be. `last_heartbeat`: Unix seconds."""
 
     id: str
     object: Literal["worker"]
     host: str
     model: str
+    state: ModelState
+    progress: float
+    message: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
     slots: int
     busy: int
     last_heartbeat: float

@@ -150,6 +150,8 @@ class ResponsesCodec:
         if update.prompt_tokens:
             prefill = {"processed": update.prefilled, "total": update.prompt_tokens}
             fields["prefill"] = prefill
+        if update.loading is not None:
+            fields["loading"] = update.loading
         if cursor.lane is not None:
             fields["stream_id"] = cursor.lane
         return orjson.dumps(fields)

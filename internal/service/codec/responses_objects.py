@@ -198,7 +198,7 @@ def _fields(log: ResponseLog, number: int, event: Event) -> dict[str, Any]:
         case ResponseQueued(response, position, workers):
             queue: dict[str, Any] = {"position": position}
             if not workers:
-                queue["message"] = f"no worker for {response.model} is running; the request waits for one"
+                queue["message"] = f"no worker for {response.model} takes requests now; this one waits"
             return {"type": "response.queued", "response": response_object(response), "queue": queue}
         case ItemAdded(kind, index, call):
             item = item_object(response_id, index, OutputItem(kind, "", Status.IN_PROGRESS, call))

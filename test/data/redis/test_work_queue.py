@@ -19,7 +19,7 @@ from internal.biz.events import (
     TextDelta,
 )
 from internal.biz.generation import Finished, FinishReason
-from internal.biz.models import Status
+from internal.biz.models import Condition, Order, Status
 from internal.data.redis import work_queue as work_queue_module
 
 if TYPE_CHECKING:
@@ -642,3 +642,101 @@ async def test_two_deliveries_never_have_the_same_token(net: "Net") -> None:
     assert new.attempt == old.attempt
     assert await new.say("new")
     assert not await old.say("old")
+
+
+# ── an engine that is lost ───────────────────────────────────────────────────────────────────────
+
+
+async def trusting(net: "Net") -> None:
+    """Else nothing is taken over for as long as a lease after a queue is new."""
+    await net.redis.hset(f"{net.base}:seen", "patient_until", 0)
+
+
+async def test_what_is_forsaken_is_taken_over_at_once_as_from_a_worker_that_died(
+    net: "Net", make_reader: "MakeReader"
+) -> None:
+    net.options = replace(net.options, lease_s=60.0)
+    server, losing, other = await net.server(), await net.worker("w1"), await net.worker("w2")
+    requests = [await net.publish(server, user=user) for user in ("ada", "bob")]
+    runs = await losing.claim(room=2)
+    assert await runs[0].say("half ")
+    await trusting(net)
+    claiming = asyncio.create_task(other.claim(room=2))
+    await losing.queue.forsake("m", losing.consumer, [run.delivery for run in runs])
+    taken = await claiming
+    while len(taken) < 2:
+        taken += await other.claim(room=2)
+    assert {run.response_id: run.emitted for run in taken} == {
+        requests[0].response_id: "half ",
+        requests[1].response_id: "",
+    }
+    assert await runs[0].say("ghost") is False
+    for run in taken:
+        assert await net.meta(run.response_id, "deaths") == "1"
+        await run.end("whole")
+    assert spoken(await read(server, requests[0].response_id, make_reader())) == "half whole"
+    assert b"w1" not in await net.redis.zrange(f"{net.base}:workers", 0, -1)
+
+
+async def test_a_request_that_each_time_costs_an_engine_is_a_dead_letter(
+    net: "Net", make_reader: "MakeReader"
+) -> None:
+    net.options = replace(net.options, lease_s=60.0, max_attempts=2)
+    server = await net.server()
+    request = await net.publish(server)
+    for attempt in range(2):
+        worker = await net.worker(f"w{attempt}")
+        run = await worker.claim_one()
+        await trusting(net)
+        await worker.queue.forsake("m", worker.consumer, [run.delivery])
+    last = await net.worker("last")
+    claiming = asyncio.create_task(last.claim())
+    events = await read(server, request.response_id, make_reader())
+    assert failure(events) == "max_attempts_exceeded"
+    (letter,) = await net.letters()
+    assert b"died 2 times" in letter[b"reason"]
+    claiming.cancel()
+    await asyncio.gather(claiming, return_exceptions=True)
+
+
+async def test_a_lease_that_others_have_by_now_is_not_ended(net: "Net") -> None:
+    net.options = replace(net.options, lease_s=SHORT_S)
+    server, losing, other = await net.server(), await net.worker("w1"), await net.worker("w2")
+    await net.publish(server)
+    first = await losing.claim_one()
+    await losing.freeze()
+    second = await other.claim_one()
+    await losing.queue.forsake("m", losing.consumer, [first.delivery])
+    assert await second.say("mine")
+    await second.end()
+    assert await net.meta(second.response_id, "attempt") == "2"
+
+
+async def test_a_worker_that_rests_and_dies_leaves_nothing_behind(
+    net: "Net", eventually: "Eventually"
+) -> None:
+    net.options = replace(net.options, lease_s=SHORT_S)
+    resting = await net.worker("w1")
+    resting.queue.attend("m", Resident())
+
+    async def is_known() -> bool:
+        return bool(await net.redis.zrange(f"{net.base}:resting", 0, -1))
+
+    await eventually(is_known)
+    await resting.kill()
+    other = await net.worker("w2")
+    other.queue.attend("m", Resident())
+
+    async def is_alone() -> bool:
+        return list(await net.redis.zrange(f"{net.base}:resting", 0, -1)) == [b"w2"]
+
+    await eventually(is_alone)
+
+
+class Resident:
+    """Implements the port of this name."""
+
+    condition = Condition()
+
+    def order(self, order_id: str, order: Order) -> None:
+        raise AssertionError

@@ -581,6 +581,21 @@ async def test_a_stop_ends_the_requests_without_a_word(
     assert {told for step in steps for told, _ in step} == {next_job}
 
 
+async def test_an_engine_may_be_started_again(engines: "Engines", upstream: "Upstream", sink: "Sink") -> None:
+    engine = await engines.start(slots=1)
+    for word in ("so", "it is"):
+        upstream.will(upstream.hang)
+        engine.submit(ask())
+        call = await upstream.called()
+        await engine.stop()
+        await engine.stop()  # which is harmless
+        await asyncio.wait_for(call.left.wait(), 5)
+        await engine.start(sink, lambda _: None)
+        upstream.will(upstream.say(word))
+        outputs = await attempt(engine, sink)
+        assert text(outputs) == word
+
+
 async def test_a_worker_that_lags_stops_the_reading_and_nothing_else(
     engines: "Engines", upstream: "Upstream"
 ) -> None:

@@ -106,8 +106,22 @@ local function report(name, room, lease_ms)
   end
   redis.call('ZADD', base .. ':workers', NOW_MS + lease_ms, name)
   redis.call('HSET', base .. ':rooms', name, room)
+  redis.call('ZREM', base .. ':resting', name)
   keep(base .. ':workers')
   keep(base .. ':rooms')
+end
+
+-- A worker takes nothing now.
+local function close(name)
+  redis.call('ZREM', base .. ':workers', name)
+  redis.call('HDEL', base .. ':rooms', name)
+end
+
+-- It is gone.
+local function depart(name)
+  close(name)
+  redis.call('ZREM', base .. ':resting', name)
+  redis.call('DEL', base .. ':worker:' .. name)
 end
 
 -- How many requests go before one that has `rounds` of its user's before it.

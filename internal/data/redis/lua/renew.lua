@@ -1,9 +1,16 @@
--- A worker lives: renew its leases. ARGV: its name, room, lease, what it says about itself, then id and owner of each
--- delivery. Returns {id, owner, verdict} of those that are lost or cancelled.
+-- A worker lives: renew its leases. ARGV: its name, room ('' when it takes nothing), lease, what it says about itself
+-- ('' when it is gone, but for what it still works on), then id and owner of each delivery. Returns {id, owner, verdict} of those that are lost or cancelled.
 local name, room, lease_ms, info = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 may_take_over(lease_ms)
-if room ~= '' then
-  report(name, room, lease_ms)
+if info ~= '' then
+  if room ~= '' then
+    report(name, room, lease_ms)
+  else
+    close(name)
+    redis.call('ZREMRANGEBYSCORE', base .. ':resting', '-inf', NOW_MS - lease_ms)
+    redis.call('ZADD', base .. ':resting', NOW_MS + lease_ms, name)
+    keep(base .. ':resting')
+  end
   redis.call('SET', base .. ':worker:' .. name, info, 'PX', lease_ms)
 end
 local attention = {}

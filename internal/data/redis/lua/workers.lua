@@ -1,7 +1,9 @@
 -- What the living workers say about themselves.
 local found = {}
-for _, name in ipairs(living_workers()) do
-  local info = redis.call('GET', base .. ':worker:' .. name)
-  if info then found[#found + 1] = info end
+for _, names in ipairs({living_workers(), redis.call('ZRANGEBYSCORE', base .. ':resting', NOW_MS, '+inf')}) do
+  for _, name in ipairs(names) do
+    local info = redis.call('GET', base .. ':worker:' .. name)
+    if info then found[#found + 1] = info end
+  end
 end
 return found

@@ -1,0 +1,45 @@
+"""losing.py server|worker ARGUMENT ...: that program, with an engine that is lost when it reads `fatal`.
+
+This happens once: then a file `lost` lies beside the configuration. A file `gone` there makes a load fail.
+"""
+
+import sys
+from pathlib import Path
+
+from cmd import server, worker
+from cmd.wire import engines
+from internal.biz.errors import EngineLost, GenerationFailed
+from internal.biz.generation import Job
+from internal.biz.ports import Progress, Sink
+from internal.conf.settings import EchoModel, Model
+from internal.generator.echo import EchoGenerator
+from internal.metrics.instruments import Instruments
+
+FOLDER = Path(sys.argv[sys.argv.index("-conf") + 1]).parent
+
+
+class LosingGenerator(EchoGenerator):
+    _sink: Sink
+
+    async def start(self, sink: Sink, progress: Progress) -> None:
+        if (FOLDER / "gone").exists():
+            raise GenerationFailed("the weights are gone")
+        self._sink = sink
+        await super().start(sink, progress)
+
+    def submit(self, job: Job) -> None:
+        super().submit(job)
+        if "fatal" in job.messages[-1].content and not (FOLDER / "lost").exists():
+            (FOLDER / "lost").touch()
+            self._sink.fail(EngineLost("a fault that sticks"))
+
+
+def losing(model: Model, instruments: Instruments) -> LosingGenerator:
+    assert isinstance(model, EchoModel)
+    return LosingGenerator(model.options.chunks, model.options.interval, model.options.slots)
+
+
+vars(engines)["generator"] = losing
+EchoModel.may_be_lost = True
+program = {"server": server, "worker": worker}[sys.argv.pop(1)]
+sys.exit(program.main())
