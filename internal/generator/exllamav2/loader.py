@@ -4,6 +4,7 @@ Source: https://github.com/turboderp-org/exllamav2 (config.py, model.py, cache.p
 """
 
 import gc
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,14 @@ def load_model(
     packages = Packages.load()
     try:
         return _Loader(packages, options, progress, wanted).load(adapters)
-    except (GenerationFailed, Interrupted):
-        raise
     except Exception as error:
-        raise _translated(error, packages.torch, options.path) from error
-    finally:
+        # Its frames hold what was loaded so far.
+        traceback.clear_frames(error.__traceback__)
         gc.collect()
         packages.torch.cuda.empty_cache()
+        if isinstance(error, (GenerationFailed, Interrupted)):
+            raise
+        raise _translated(error, packages.torch, options.path) from error
 
 
 class _Loader:

@@ -112,11 +112,13 @@ class Model:
             raise EngineLost(f"the GPU is of no more use to this process ({line_of(error)})") from error
 
     def unload(self) -> None:
-        """Give the GPU's memory back."""
+        """Give the GPU's memory back. The interpreter stands still while it looks for what is left."""
         generator = self._generator
         for model in (generator.model, generator.draft_model):
             if model is not None:
                 model.unload()
+        # Its pages hold the generator, and it holds them.
+        generator.cache = generator.draft_cache = generator.defrag_buffer = None
         self._adapters.clear()
         del self._generator, generator, model
         gc.collect()
