@@ -134,7 +134,13 @@ async def watched_loop(loop_errors: list[dict[str, Any]]) -> AsyncIterator[None]
     slow = _SlowCallbacks()
     logging.getLogger("asyncio").addHandler(slow)
     gc.callbacks.append(slow.on_garbage)
+    in_detail = loop.get_debug()
     loop.set_debug(True)
+    if not in_detail:
+        # Who asks for this keeps a stack with each future, task and callback, to tell where it was made: that
+        # took half of the time of such tests. The loop, which does not ask, tells what is slow all the same.
+        # With --asyncio-debug everybody is told the truth.
+        loop.get_debug = lambda: False  # type: ignore[method-assign]
     loop.slow_callback_duration = MAX_CALLBACK_S
     yield
     left = await _tasks_left()
