@@ -1,10 +1,11 @@
 """python -m cmd.migrate, as an operator calls it."""
 
 import asyncio
+import os
 import sqlite3
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from internal.data.sql.migrate import LOCK, MIGRATIONS
 
 if TYPE_CHECKING:
-    from test.conftest import Ended, RunProgram
+    from test.conftest import Ended, RunProgram, StartProgram
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
@@ -53,16 +54,6 @@ def migrate(run_program: "RunProgram", conf: Path) -> Migrate:
     return migrate
 
 
-async def start(conf: Path, url: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cmd.migrate", "-conf", str(conf)),
-        cwd=ROOT,
-        env={"SLUICE_STORAGE__URL": url, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
 async def test_it_says_what_is_pending_migrates_and_is_up_to_date(migrate: Migrate, url: str) -> None:
     assert (await migrate(url, "-check"))[:2] == (1, f"is at nothing; pending: {', '.join(OURS)}\n")
     assert (await migrate(url, fresh=True))[:2] == (0, f"migrated from nothing to {LAST}\n")
@@ -86,16 +77,25 @@ async def held_up(url: str) -> AsyncIterator[None]:
         yield
 
 
-async def test_four_processes_that_start_together_migrate_once(conf: Path, url: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        async with held_up(url):
-            processes = [await start(conf, url) for _ in range(4)]
-            for process in processes:
-                assert process.stderr
-                assert b"is not ready yet" in await process.stderr.readline()
-        told = [(await process.communicate())[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(told) == [*[f"is up to date, at {LAST}\n"] * 3, f"migrated from nothing to {LAST}\n"]
+async def test_four_processes_that_start_together_migrate_once(
+    start_program: "StartProgram", conf: Path, url: str, tmp_path: Path
+) -> None:
+    words, env = ("-m", "cmd.migrate", "-conf", str(conf)), {"SLUICE_STORAGE__URL": url}
+    reading, writing = os.pipe()
+    outputs = [tmp_path / f"output-{number}" for number in range(4)]
+    with os.fdopen(writing, "wb") as errors, os.fdopen(reading, "rb") as said:
+        async with asyncio.timeout(PATIENCE_S), held_up(url):
+            processes = []
+            for path in outputs:
+                with path.open("wb") as output:
+                    start = partial(start_program, words, env, stdout=output, stderr=errors)
+                    processes.append(await asyncio.to_thread(start))
+            for _ in processes:
+                assert b"is not ready yet" in await asyncio.to_thread(said.readline)
+        for process in processes:
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+    told = sorted(path.read_text() for path in outputs)
+    assert told == [*[f"is up to date, at {LAST}\n"] * 3, f"migrated from nothing to {LAST}\n"]
 
 
 async def test_a_storage_that_cannot_be_used_is_one_sentence(migrate: Migrate, tmp_path: Path) -> None:
