@@ -68,10 +68,17 @@ def folder_of(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast ones first: whole servers come last, what is done to them behind that, and clusters at the end."""
+    """Fast ones first: whole servers come last, what is done to them behind that, and clusters at the end.
+
+    The other way round where several files run at a time: the long ones must not be all that is left.
+    """
     order = ["", *PROCESSES_S]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order.reverse()
     items.sort(key=lambda item: order.index(folder_of(item)))
     for item in items:
+        if item.get_closest_marker("alone") and folder_of(item) != "chaos":
+            raise pytest.UsageError(f"{item.nodeid}: make looks for tests that run alone in chaos only")
         if isinstance(item, pytest.Function) and (folder := folder_of(item)) and is_async_test(item):
             own = item.get_closest_marker("deadline_s")
             item.obj = _bounded(item.obj, own.args[0] if own else PROCESSES_S[folder])
