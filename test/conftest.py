@@ -377,6 +377,7 @@ class _Nursery:
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
+        assert self._orders.recv(1), "it cannot load our programs"
 
     def start(
         self,

@@ -6,7 +6,8 @@ environment, those files. Only Python's own options, and the order in which its 
 
 An order on the socket DESCRIPTOR is one byte, with the standard input, output and errors of the new process
 and a socket: from that a line of JSON is read, and on it is told what becomes of the process, as lines: its
-number, `stopped` each time that it was, and at last its exit status. The end of the orders is our end.
+number, `stopped` each time that it was, and at last its exit status. A byte from us says that all is loaded;
+the end of the orders is our end.
 """
 
 import gc
@@ -114,6 +115,7 @@ def become(order: Order) -> None:
 usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
 load()
 with socket.socket(fileno=int(sys.argv[1])) as told:
+    told.sendall(b"!")
     ordered = serve(told)
 if ordered:
     signal.signal(signal.SIGINT, usual)
