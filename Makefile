@@ -16,6 +16,8 @@ NONE_IS_FINE = $(if $(ARGS),|| [ $$? -eq 5 ])
 # Ahead of the standard library, which has a module `cmd` too.
 RUN := PYTHONPATH=. .venv/bin/python
 RUN_EXL2 := PYTHONPATH=. .venv-exl2/bin/python
+# Bytecode is kept, whatever the environment says: tests start dozens of processes. `make clean` removes it.
+TEST := PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest
 PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-input
 LOCK := .venv/.uv/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --custom-compile-command 'make lock'
@@ -38,8 +40,8 @@ serve-redis: .venv/requirements-dev.lock ## Start a server, a worker and, where 
 	@exec env $(RUN) -m cmd.stack -conf '$(CONF)'
 
 test: .venv/requirements-dev.lock ## Run the tests, two files at a time; ARGS='-k name' goes to pytest
-	@$(RUN) -m pytest -n 2 --dist loadfile -m 'not alone' $(ARGS) $(NONE_IS_FINE)
-	@$(RUN) -m pytest -m alone $(ARGS) $(NONE_IS_FINE)
+	@$(TEST) -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone' $(ARGS) $(NONE_IS_FINE)
+	@$(TEST) -m alone $(or $(ARGS),test/chaos) $(NONE_IS_FINE)
 
 test-exl2: .venv-exl2/requirements-exl2.lock ## Run the tests of exllamav2, on the CPU; the first time takes minutes
 	@$(RUN_EXL2) -m pytest test/exl2 $(ARGS) $(NONE_IS_FINE)

@@ -1,5 +1,5 @@
-"""What all tests share: a watched event loop, its clock, servers that keep data, requests, a reader of logs,
-and one of what engines say.
+"""What all tests share: a watched event loop, its clock, programs of ours, servers that keep data, requests,
+a reader of logs, and one of what engines say.
 
 A test that uses the event loop fails when a callback takes the loop for longer than 100 ms, when an error
 reaches the loop's exception handler, and when a task is left behind.
@@ -9,17 +9,25 @@ import asyncio
 import contextlib
 import functools
 import gc
+import json
 import logging
 import os
 import queue
 import secrets
+import select
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple, Protocol
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
@@ -62,10 +70,17 @@ def folder_of(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast ones first: whole servers come last, what is done to them behind that, and clusters at the end."""
+    """Fast ones first: whole servers come last, what is done to them behind that, and clusters at the end.
+
+    The other way round where several files run at a time: the long ones must not be all that is left.
+    """
     order = ["", *PROCESSES_S]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        order.reverse()
     items.sort(key=lambda item: order.index(folder_of(item)))
     for item in items:
+        if item.get_closest_marker("alone") and folder_of(item) != "chaos":
+            raise pytest.UsageError(f"{item.nodeid}: make looks for tests that run alone in chaos only")
         if isinstance(item, pytest.Function) and (folder := folder_of(item)) and is_async_test(item):
             own = item.get_closest_marker("deadline_s")
             item.obj = _bounded(item.obj, own.args[0] if own else PROCESSES_S[folder])
@@ -158,7 +173,13 @@ async def watched_loop(loop_errors: list[dict[str, Any]]) -> AsyncIterator[None]
     slow = _SlowCallbacks()
     logging.getLogger("asyncio").addHandler(slow)
     gc.callbacks.append(slow.on_garbage)
+    in_detail = loop.get_debug()
     loop.set_debug(True)
+    if not in_detail:
+        # Who asks for this keeps a stack with each future, task and callback, to tell where it was made: that
+        # took half of the time of such tests. The loop, which does not ask, tells what is slow all the same.
+        # With --asyncio-debug everybody is told the truth.
+        loop.get_debug = lambda: False  # type: ignore[method-assign]
     loop.slow_callback_duration = MAX_CALLBACK_S
     yield
     left = await _tasks_left()
@@ -231,6 +252,221 @@ class Eventually:
         async with asyncio.timeout(PATIENCE_S):
             while not await condition():  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.002)
+
+
+# ── processes ────────────────────────────────────────────────────────────────────────────────────
+
+ROOT = Path(__file__).parents[1]
+PROGRAM_S = 60.0
+"""How long a program may take that ends by itself."""
+
+
+class Child(Protocol):
+    """A process of ours: as `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def pause(self) -> None:
+        """Returns when it stands still."""
+
+
+class StartProgram(Protocol):
+    def __call__(
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        stdin: IO[bytes] | None = None,
+    ) -> Child:
+        """Start `python WORDS` in the root folder, with `env` added to ours. Without `stdin` its input is
+        empty."""
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For a program of ours: nothing of whoever runs the tests reaches its configuration."""
+    own = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
+    return {**own, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always::ResourceWarning", **(more or {})}
+
+
+class _Fresh(subprocess.Popen[bytes]):
+    """Implements Child: a Python that has just started."""
+
+    def pause(self) -> None:
+        self.send_signal(signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)
+
+
+@pytest.fixture(scope="session")
+def start_fresh() -> StartProgram:
+    """Starts a program as a person does."""
+
+    def start(
+        words: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        stdin: IO[bytes] | None = None,
+    ) -> Child:
+        command, given = [sys.executable, *words], stdin or subprocess.DEVNULL
+        return _Fresh(command, cwd=ROOT, env=environment(env), stdin=given, stdout=stdout, stderr=stderr)
+
+    return start
+
+
+class _Forked:
+    """Implements Child: one from the nursery, which watches it and tells on `line` what becomes of it."""
+
+    def __init__(self, pid: int, line: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._line = line
+        self._heard = b""
+        self._stops = 0
+        self._turn = threading.Lock()
+
+    def poll(self) -> int | None:
+        with self._turn:
+            while self.returncode is None:
+                try:
+                    more = self._line.recv(256, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                assert more, f"nobody watches process {self.pid} any more"
+                *told, self._heard = (self._heard + more).split(b"\n")
+                self._stops += told.count(b"stopped")
+                if told[-1:] not in ([], [b"stopped"]):
+                    self.returncode = int(told[-1])
+                    self._line.close()
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status. Raises subprocess.TimeoutExpired."""
+        self._wait(lambda: self.returncode is not None, timeout)
+        assert self.returncode is not None
+        return self.returncode
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.poll() is None and not condition():
+            left_s = None if until_s is None else until_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout_s or 0.0)
+            # Another thread may be the one that hears it.
+            with contextlib.suppress(OSError, ValueError):
+                select.select([self._line], [], [], 0.1 if left_s is None else min(left_s, 0.1))
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Returns when it stands still."""
+        self.poll()
+        stops = self._stops
+        self.send_signal(signal.SIGSTOP)
+        self._wait(lambda: self._stops > stops, PATIENCE_S)
+
+
+class _Nursery:
+    """`programs/nursery.py`, running."""
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(ROOT / "test/programs/nursery.py"), str(theirs.fileno())],
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        assert self._orders.recv(1), "it cannot load our programs"
+
+    def start(
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        stdin: IO[bytes] | None = None,
+    ) -> Child:
+        assert not any(name.startswith("PYTHON") for name in env or {}), "it has read them: start a fresh one"
+        line, theirs = socket.socketpair()
+        with theirs, open(os.devnull, "rb") as nothing:
+            passed = [(stdin or nothing).fileno(), stdout.fileno(), stderr.fileno(), theirs.fileno()]
+            socket.send_fds(self._orders, [b"!"], passed)
+        order = {"words": words, "environment": environment(env)}
+        line.sendall(json.dumps(order).encode() + b"\n")
+        with line.makefile("rb", buffering=0) as reading:
+            return _Forked(int(reading.readline()), line)
+
+    def close(self) -> None:
+        self._orders.close()
+        assert self._process.wait(PATIENCE_S) == 0
+
+
+@pytest.fixture(scope="session")
+def start_program() -> Iterator[StartProgram]:
+    """Starts a program in milliseconds: by a fork of a process that has loaded all of it."""
+    nursery = _Nursery()
+    yield nursery.start
+    nursery.close()
+
+
+class Ended(NamedTuple):
+    status: int
+    output: str
+    errors: str
+
+
+class RunProgram(Protocol):
+    def __call__(
+        self, *words: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", fresh: bool = False
+    ) -> Ended:
+        """Run `python WORDS` to its end, with `env` added to ours. `fresh`: see `start_fresh`."""
+
+
+@pytest.fixture(scope="session")
+def run_program(start_program: StartProgram, start_fresh: StartProgram) -> RunProgram:
+    def run(
+        *words: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", fresh: bool = False
+    ) -> Ended:
+        start = start_fresh if fresh else start_program
+        with TemporaryFile() as given, TemporaryFile() as output, TemporaryFile() as errors:
+            given.write(stdin)
+            given.seek(0)
+            program = start(words, env, stdin=given, stdout=output, stderr=errors)
+            try:
+                status = program.wait(PROGRAM_S)
+            finally:
+                program.kill()
+                program.wait()
+            output.seek(0)
+            errors.seek(0)
+            return Ended(status, output.read().decode(), errors.read().decode())
+
+    return run
 
 
 # ── Redis ────────────────────────────────────────────────────────────────────────────────────────

@@ -9,19 +9,17 @@ import contextlib
 import http.client
 import itertools
 import json
-import os
 import random
 import re
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import psutil
 import pytest
@@ -31,6 +29,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from cmd.local_redis import free_port
+
+if TYPE_CHECKING:
+    from test.conftest import Child, StartProgram
 
 ROOT = Path(__file__).parents[2]
 STEP_DEADLINE_S = 20.0
@@ -66,13 +67,14 @@ class Reply(NamedTuple):
 class Process:
     """A server or a worker. It may be started again when it has ended."""
 
-    def __init__(self, name: str, program: Sequence[str], conf: Path, env: dict[str, str]) -> None:
+    def __init__(self, name: str, program: Sequence[str], conf: Path, start: "StartProgram") -> None:
         self.name = name
         self.log_file = conf.with_name(f"{name}.log")
         self.expected_status = 0
-        self._command = [sys.executable, *program, "-conf", str(conf)]
-        self._env = env
-        self._process: subprocess.Popen[bytes] | None = None
+        self._words = [*program, "-conf", str(conf)]
+        self._env: dict[str, str] = {}
+        self._start = start
+        self._process: Child | None = None
         self._log_start = 0
         self.log_file.touch()
 
@@ -80,14 +82,7 @@ class Process:
         assert not self.runs, f"{self.name} runs"
         self._log_start = self.log_file.stat().st_size
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            self._process = self._start(self._words, self._env, stdout=log, stderr=log)
 
     @property
     def pid(self) -> int:
@@ -115,8 +110,8 @@ class Process:
 
     def pause(self) -> None:
         """Returns when it has stopped."""
-        self.signal(signal.SIGSTOP)
-        os.waitpid(self.pid, os.WUNTRACED)
+        assert self._process
+        self._process.pause()
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
@@ -144,8 +139,8 @@ class Process:
 class Server(Process):
     """A running `python -m cmd.server`."""
 
-    def __init__(self, name: str, program: Sequence[str], conf: Path, env: dict[str, str]) -> None:
-        super().__init__(name, program, conf, {**env})
+    def __init__(self, name: str, program: Sequence[str], conf: Path, start: "StartProgram") -> None:
+        super().__init__(name, program, conf, start)
         self.port = 0
         self.move()
 
@@ -184,7 +179,8 @@ class Server(Process):
 class Cluster:
     """Servers and workers on one Redis, with one configuration."""
 
-    def __init__(self, folder: Path, url: str, config: JSON) -> None:
+    def __init__(self, folder: Path, url: str, config: JSON, start: "StartProgram") -> None:
+        self._start = start
         self.prefix = f"test-{secrets.token_hex(6)}"
         self.redis = redis.Redis.from_url(url)
         self.servers: list[Server] = []
@@ -199,8 +195,6 @@ class Cluster:
         }
         sections = {"shutdown": {"timeout": "5s"}, **own_files, **config, "queue": queue}
         self._conf.write_text(yaml.safe_dump(sections))
-        own = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
-        self._env = {**own, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always::ResourceWarning"}
 
     @property
     def processes(self) -> list[Process]:
@@ -208,7 +202,7 @@ class Cluster:
 
     def start_server(self) -> Server:
         """Started, but not yet ready."""
-        server = Server(f"server-{len(self.servers)}", SERVER, self._conf, self._env)
+        server = Server(f"server-{len(self.servers)}", SERVER, self._conf, self._start)
         self.servers.append(server)
         server.start()
         return server
@@ -216,7 +210,8 @@ class Cluster:
     def start_worker(self, *models: str, program: Sequence[str] = WORKER) -> Process:
         """Started, but not yet ready. For all models, or only `models`."""
         chosen = [part for model in models for part in ("-model", model)]
-        worker = Process(f"worker-{len(self.workers)}", (*program, *chosen), self._conf, self._env)
+        name, words = f"worker-{len(self.workers)}", (*program, *chosen)
+        worker = Process(name, words, self._conf, self._start)
         self.workers.append(worker)
         worker.start()
         return worker
@@ -302,9 +297,15 @@ class StartCluster(Protocol):
 
 @contextlib.asynccontextmanager
 async def _cluster(
-    folder: Path, url: str, config: JSON, servers: int, workers: int, program: Sequence[str]
+    folder: Path,
+    url: str,
+    config: JSON,
+    servers: int,
+    workers: int,
+    program: Sequence[str],
+    start: "StartProgram",
 ) -> AsyncIterator[Cluster]:
-    cluster = Cluster(folder, url, config)
+    cluster = Cluster(folder, url, config, start)
     try:
         for _ in range(servers):
             cluster.start_server()
@@ -321,11 +322,11 @@ async def _cluster(
 
 
 @pytest.fixture
-def start_cluster(redis_url: str, tmp_path: Path) -> StartCluster:
+def start_cluster(redis_url: str, tmp_path: Path, start_program: "StartProgram") -> StartCluster:
     def start(
         config: JSON, *, servers: int = 2, workers: int = 2, program: Sequence[str] = WORKER
     ) -> AbstractAsyncContextManager[Cluster]:
-        return _cluster(tmp_path, redis_url, config, servers, workers, program)
+        return _cluster(tmp_path, redis_url, config, servers, workers, program, start_program)
 
     return start
 
@@ -334,13 +335,13 @@ class StartOn(Protocol):
     def __call__(
         self, url: str, config: JSON, *, servers: int, workers: int
     ) -> AbstractAsyncContextManager[Cluster]:
-        """A cluster on a Redis of the test's own."""
+        """A cluster on a Redis of the test's own, of processes that share nothing from their start on."""
 
 
 @pytest.fixture
-def start_cluster_on(tmp_path: Path) -> StartOn:
+def start_cluster_on(tmp_path: Path, start_fresh: "StartProgram") -> StartOn:
     def start(url: str, config: JSON, *, servers: int, workers: int) -> AbstractAsyncContextManager[Cluster]:
-        return _cluster(tmp_path, url, config, servers, workers, WORKER)
+        return _cluster(tmp_path, url, config, servers, workers, WORKER, start_fresh)
 
     return start
 

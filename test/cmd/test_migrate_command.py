@@ -1,11 +1,13 @@
 """python -m cmd.migrate, as an operator calls it."""
 
 import asyncio
+import os
 import sqlite3
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import make_url, text
@@ -14,12 +16,15 @@ from sqlalchemy.pool import NullPool
 
 from internal.data.sql.migrate import LOCK, MIGRATIONS
 
+if TYPE_CHECKING:
+    from test.conftest import Ended, RunProgram, StartProgram
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
 OURS = sorted(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
 LAST = OURS[-1]
 
-Run = Callable[..., Awaitable[tuple[int, str, str]]]
+Migrate = Callable[..., Awaitable["Ended"]]
 
 
 @pytest.fixture
@@ -37,30 +42,23 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
-async def start(conf: Path, url: str, *options: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cmd.migrate", "-conf", str(conf), *options),
-        cwd=ROOT,
-        env={"SLUICE_STORAGE__URL": url, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+@pytest.fixture
+def migrate(run_program: "RunProgram", conf: Path) -> Migrate:
+    """Runs it, on a database at a URL."""
+
+    async def migrate(url: str, *options: str, fresh: bool = False) -> "Ended":
+        words = ("-m", "cmd.migrate", "-conf", str(conf), *options)
+        env = {"SLUICE_STORAGE__URL": url}
+        return await asyncio.to_thread(run_program, *words, env=env, fresh=fresh)
+
+    return migrate
 
 
-async def run(conf: Path, url: str, *options: str) -> tuple[int, str, str]:
-    """Exit status, and what it printed."""
-    process = await start(conf, url, *options)
-    async with asyncio.timeout(PATIENCE_S):
-        output, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
-
-
-async def test_it_says_what_is_pending_migrates_and_is_up_to_date(conf: Path, url: str) -> None:
-    assert (await run(conf, url, "-check"))[:2] == (1, f"is at nothing; pending: {', '.join(OURS)}\n")
-    assert (await run(conf, url))[:2] == (0, f"migrated from nothing to {LAST}\n")
-    assert await run(conf, url) == (0, f"is up to date, at {LAST}\n", "")
-    assert await run(conf, url, "-check") == (0, f"is up to date, at {LAST}\n", "")
+async def test_it_says_what_is_pending_migrates_and_is_up_to_date(migrate: Migrate, url: str) -> None:
+    assert (await migrate(url, "-check"))[:2] == (1, f"is at nothing; pending: {', '.join(OURS)}\n")
+    assert (await migrate(url, fresh=True))[:2] == (0, f"migrated from nothing to {LAST}\n")
+    assert await migrate(url) == (0, f"is up to date, at {LAST}\n", "")
+    assert await migrate(url, "-check") == (0, f"is up to date, at {LAST}\n", "")
 
 
 @asynccontextmanager
@@ -79,23 +77,32 @@ async def held_up(url: str) -> AsyncIterator[None]:
         yield
 
 
-async def test_four_processes_that_start_together_migrate_once(conf: Path, url: str) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        async with held_up(url):
-            processes = [await start(conf, url) for _ in range(4)]
-            for process in processes:
-                assert process.stderr
-                assert b"is not ready yet" in await process.stderr.readline()
-        told = [(await process.communicate())[0].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
-    assert sorted(told) == [*[f"is up to date, at {LAST}\n"] * 3, f"migrated from nothing to {LAST}\n"]
+async def test_four_processes_that_start_together_migrate_once(
+    start_program: "StartProgram", conf: Path, url: str, tmp_path: Path
+) -> None:
+    words, env = ("-m", "cmd.migrate", "-conf", str(conf)), {"SLUICE_STORAGE__URL": url}
+    reading, writing = os.pipe()
+    outputs = [tmp_path / f"output-{number}" for number in range(4)]
+    with os.fdopen(writing, "wb") as errors, os.fdopen(reading, "rb") as said:
+        async with asyncio.timeout(PATIENCE_S), held_up(url):
+            processes = []
+            for path in outputs:
+                with path.open("wb") as output:
+                    start = partial(start_program, words, env, stdout=output, stderr=errors)
+                    processes.append(await asyncio.to_thread(start))
+            for _ in processes:
+                assert b"is not ready yet" in await asyncio.to_thread(said.readline)
+        for process in processes:
+            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+    told = sorted(path.read_text() for path in outputs)
+    assert told == [*[f"is up to date, at {LAST}\n"] * 3, f"migrated from nothing to {LAST}\n"]
 
 
-async def test_a_storage_that_cannot_be_used_is_one_sentence(conf: Path, tmp_path: Path) -> None:
+async def test_a_storage_that_cannot_be_used_is_one_sentence(migrate: Migrate, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("Dear diary, " * 100)
     for options in ((), ("-check",)):
-        status, output, errors = await run(conf, f"sqlite:///{path}", *options)
+        status, output, errors = await migrate(f"sqlite:///{path}", *options)
         assert (status, output) == (1, "")
         assert errors == f"the file {path} cannot be used: it is not an SQLite database (storage.url)\n"
 
@@ -103,8 +110,8 @@ async def test_a_storage_that_cannot_be_used_is_one_sentence(conf: Path, tmp_pat
 @pytest.mark.parametrize(
     ("url", "told"), [("", "storage.url is empty"), ("oracle://ada:hunter2@db/x", "storage.url")]
 )
-async def test_a_configuration_without_a_storage_is_refused(conf: Path, url: str, told: str) -> None:
-    status, output, errors = await run(conf, url)
+async def test_a_configuration_without_a_storage_is_refused(migrate: Migrate, url: str, told: str) -> None:
+    status, output, errors = await migrate(url)
     assert (status, output) == (2, "")
     assert told in errors
     assert "hunter2" not in errors

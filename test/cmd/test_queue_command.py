@@ -35,7 +35,7 @@ from internal.data.redis.work_queue import RedisWorkQueue
 from internal.metrics.instruments import Instruments
 
 if TYPE_CHECKING:
-    from test.conftest import OwnRedis, Reader
+    from test.conftest import Ended, OwnRedis, Reader, RunProgram
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 20.0
@@ -414,43 +414,44 @@ async def test_on_a_cluster_what_is_touched_together_shares_a_slot(
 class Program:
     """`python -m cmd.queue`, called with a configuration."""
 
-    def __init__(self, folder: Path, url: str, prefix: str, driver: str = "redis") -> None:
+    def __init__(self, run: "RunProgram", folder: Path, url: str, prefix: str, driver: str = "redis") -> None:
+        self._run = run
         self.conf = folder / "sluice.yaml"
         models = [{"name": name, "generator": "echo"} for name in MODELS]
         queue = {"driver": driver, "url": url, "prefix": prefix}
         storage = {"url": f"sqlite:///{folder}/sluice.db"}
         self.conf.write_text(yaml.safe_dump({"queue": queue, "models": models, "storage": storage}))
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "cmd.queue", "-conf", str(self.conf), *words]
+    def words(self, *words: str) -> list[str]:
+        return ["-m", "cmd.queue", "-conf", str(self.conf), *words]
 
     async def __call__(
-        self, *words: str, stdin: int = subprocess.DEVNULL, environ: Mapping[str, str] | None = None
-    ) -> tuple[int, str, str]:
+        self, *words: str, env: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> "Ended":
+        ended = await asyncio.to_thread(self._run, *self.words(*words), env=env, fresh=fresh)
+        assert "Traceback" not in ended.errors
+        return ended
+
+    async def on_a_terminal(self, terminal: int, *words: str) -> tuple[int, str, str]:
         """Its status, and what it said."""
-        process = await self.start(*words, stdin=stdin, environ=environ)
+        process = await self.start(*words, stdin=terminal)
         async with asyncio.timeout(PATIENCE_S):
             out, errors = await process.communicate()
-        assert "Traceback" not in errors.decode()
         assert process.returncode is not None
         return process.returncode, out.decode(), errors.decode()
 
     def start(
-        self, *words: str, stdin: int = subprocess.DEVNULL, environ: Mapping[str, str] | None = None
+        self, *words: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
     ) -> Coroutine[Any, Any, asyncio.subprocess.Process]:
+        command = [sys.executable, *self.words(*words)]
         return asyncio.create_subprocess_exec(
-            *self.command(*words),
-            cwd=ROOT,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(environ or {})},
+            *command, cwd=ROOT, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
         )
 
 
 @pytest.fixture
-def program(tmp_path: Path, redis_url: str, redis_prefix: str) -> Program:
-    return Program(tmp_path, redis_url, redis_prefix)
+def program(run_program: "RunProgram", tmp_path: Path, redis_url: str, redis_prefix: str) -> Program:
+    return Program(run_program, tmp_path, redis_url, redis_prefix)
 
 
 async def test_the_program_does_what_it_is_told(
@@ -470,7 +471,9 @@ async def test_the_program_does_what_it_is_told(
     assert status == 0
     assert buried.response_id in out
     # Also where only ASCII can be printed.
-    status, out, _ = await program("dead", "show", buried.response_id, environ={"PYTHONIOENCODING": "ascii"})
+    status, out, _ = await program(
+        "dead", "show", buried.response_id, env={"PYTHONIOENCODING": "ascii"}, fresh=True
+    )
     assert status == 0
     assert "h\\xe4llo" in out
 
@@ -505,7 +508,7 @@ async def test_on_a_terminal_it_asks_first(
     ours, theirs = os.openpty()
     try:
         os.write(ours, typed)
-        told, out, _ = await program("purge", stdin=theirs)
+        told, out, _ = await program.on_a_terminal(theirs, "purge")
     finally:
         os.close(ours)
         os.close(theirs)
@@ -540,12 +543,12 @@ async def test_a_question_can_be_interrupted(program: Program, site: Site, make_
 
 @pytest.mark.parametrize("words", [("status",), ("dead", "show", "resp_1"), ("purge", "-yes")])
 async def test_a_redis_that_is_away_is_told_at_once_and_its_password_is_not(
-    tmp_path: Path, own_redis: "OwnRedis", words: tuple[str, ...]
+    run_program: "RunProgram", tmp_path: Path, own_redis: "OwnRedis", words: tuple[str, ...]
 ) -> None:
     address = own_redis.url.removeprefix("redis://")
     await own_redis.stop()
     since_s = time.monotonic()
-    status, out, errors = await Program(tmp_path, f"redis://:hunter2@{address}", "p")(*words)
+    status, out, errors = await Program(run_program, tmp_path, f"redis://:hunter2@{address}", "p")(*words)
     assert time.monotonic() - since_s < PATIENCE_S / 2
     assert (status, out) == (1, "")
     assert errors.startswith("Redis cannot be reached: ")
@@ -553,10 +556,12 @@ async def test_a_redis_that_is_away_is_told_at_once_and_its_password_is_not(
     assert "hunter2" not in errors
 
 
-async def test_a_redis_that_does_not_answer_is_not_waited_for(tmp_path: Path, own_redis: "OwnRedis") -> None:
+async def test_a_redis_that_does_not_answer_is_not_waited_for(
+    run_program: "RunProgram", tmp_path: Path, own_redis: "OwnRedis"
+) -> None:
     await own_redis.pause()
     try:
-        status, _, errors = await Program(tmp_path, own_redis.url, "p")("status")
+        status, _, errors = await Program(run_program, tmp_path, own_redis.url, "p")("status")
     finally:
         await own_redis.resume()
     assert status == 1
@@ -565,12 +570,12 @@ async def test_a_redis_that_does_not_answer_is_not_waited_for(tmp_path: Path, ow
 
 @pytest.mark.parametrize("login", [":hunter2", "hunter2:hunter2"])
 async def test_a_login_that_is_refused_is_told_without_it(
-    tmp_path: Path, own_redis: "OwnRedis", login: str
+    run_program: "RunProgram", tmp_path: Path, own_redis: "OwnRedis", login: str
 ) -> None:
     async with redis.asyncio.Redis.from_url(own_redis.url) as client:
         await client.config_set("requirepass", "another")
     url = own_redis.url.replace("redis://", f"redis://{login}@")
-    status, _, errors = await Program(tmp_path, url, "p")("status")
+    status, _, errors = await Program(run_program, tmp_path, url, "p")("status")
     assert status == 1
     assert errors.startswith("queue.url: Redis refuses the login")
     assert "hunter2" not in errors
@@ -584,15 +589,17 @@ async def test_a_login_that_is_refused_is_told_without_it(
         "http://:hunter2@127.0.0.1",
     ],
 )
-async def test_an_address_that_is_none_is_not_quoted(tmp_path: Path, url: str) -> None:
-    status, out, errors = await Program(tmp_path, url, "p")("status")
+async def test_an_address_that_is_none_is_not_quoted(
+    run_program: "RunProgram", tmp_path: Path, url: str
+) -> None:
+    status, out, errors = await Program(run_program, tmp_path, url, "p")("status")
     assert status in (1, 2)
     assert "queue.url" in errors
     assert "hunter2" not in out + errors
 
 
-async def test_a_queue_in_memory_is_refused(tmp_path: Path) -> None:
-    program = Program(tmp_path, "redis://127.0.0.1:1/0", "p", driver="memory")
+async def test_a_queue_in_memory_is_refused(run_program: "RunProgram", tmp_path: Path) -> None:
+    program = Program(run_program, tmp_path, "redis://127.0.0.1:1/0", "p", driver="memory")
     status, out, errors = await program("status")
     assert (status, out) == (2, "")
     assert errors.startswith("queue.driver is memory")
@@ -609,9 +616,7 @@ async def test_who_stops_reading_is_no_error_of_ours(program: Program) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *program.command("status"), cwd=ROOT, stdout=writing, stderr=subprocess.PIPE
-        )
+        process = await program.start("status", stdout=writing)
         _, errors = await process.communicate()
     finally:
         os.close(writing)

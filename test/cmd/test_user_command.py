@@ -5,10 +5,10 @@ import io
 import os
 import pty
 import re
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -23,28 +23,25 @@ from internal.data.credentials.tokens import JwtSigner
 from internal.data.sql.accounts import SqlAccounts
 from internal.data.sql.database import Database
 
+if TYPE_CHECKING:
+    from test.conftest import Ended, RunProgram
+
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 30.0
 PASSWORD = "correct horse"
 SECRET = b"0123456789abcdef0123456789abcdef"
 
 
-class Ended:
-    def __init__(self, status: int, output: bytes, errors: bytes) -> None:
-        self.status, self.output, self.errors = status, output.decode(), errors.decode()
-        assert "Traceback" not in self.errors + self.output
-
-    @property
-    def password(self) -> str:
-        found = re.search(r"^password: (\S+)$", self.output, re.MULTILINE)
-        assert found, self.output
-        return found[1]
+def password_in(output: str) -> str:
+    found = re.search(r"^password: (\S+)$", output, re.MULTILINE)
+    assert found, output
+    return found[1]
 
 
 class Program:
     """`python -m cmd.user`, called with a configuration."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, run: "RunProgram", folder: Path) -> None:
+        self._run = run
         self.url = f"sqlite:///{folder}/sluice.db"
         self.secret_file = folder / "secret.key"
         self.conf = folder / "config.yaml"
@@ -54,31 +51,26 @@ class Program:
         auth = {"registration": False, "secret_file": str(self.secret_file)}
         self.conf.write_text(yaml.safe_dump({"storage": {"url": url}, "auth": auth}))
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "cmd.user", "-conf", str(self.conf), *words]
+    def words(self, *words: str) -> list[str]:
+        return ["-m", "cmd.user", "-conf", str(self.conf), *words]
 
-    async def __call__(self, *words: str, stdin: bytes = b"") -> Ended:
-        process = await asyncio.create_subprocess_exec(
-            *self.command(*words),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        async with asyncio.timeout(PATIENCE_S):
-            output, errors = await process.communicate(stdin)
-        assert process.returncode is not None
-        return Ended(process.returncode, output, errors)
+    def run(self, *words: str, stdin: bytes = b"", fresh: bool = False) -> "Ended":
+        ended = self._run(*self.words(*words), stdin=stdin, fresh=fresh)
+        assert "Traceback" not in ended.errors + ended.output
+        return ended
 
-    async def on_a_terminal(self, *words: str, types: list[str]) -> Ended:
-        """Types a line whenever it is asked for a password."""
+    async def __call__(self, *words: str, stdin: bytes = b"", fresh: bool = False) -> "Ended":
+        return await asyncio.to_thread(self.run, *words, stdin=stdin, fresh=fresh)
+
+    async def on_a_terminal(self, *words: str, types: list[str]) -> tuple[int, str]:
+        """Its status, and all that it said. Types a line whenever it is asked for a password."""
         return await asyncio.to_thread(self._on_a_terminal, words, types)
 
-    def _on_a_terminal(self, words: tuple[str, ...], types: list[str]) -> Ended:
+    def _on_a_terminal(self, words: tuple[str, ...], types: list[str]) -> tuple[int, str]:
         child, terminal = pty.fork()
         if child == 0:
             os.chdir(ROOT)
-            os.execv(sys.executable, self.command(*words))
+            os.execv(sys.executable, [sys.executable, *self.words(*words)])
         said, lines = b"", iter(types)
         while True:
             try:
@@ -90,12 +82,13 @@ class Program:
                 os.write(terminal, next(lines).encode())
         os.close(terminal)
         _, status = os.waitpid(child, 0)
-        return Ended(os.waitstatus_to_exitcode(status), said, b"")
+        assert b"Traceback" not in said
+        return os.waitstatus_to_exitcode(status), said.decode()
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path)
+def program(run_program: "RunProgram", tmp_path: Path) -> Program:
+    return Program(run_program, tmp_path)
 
 
 @pytest.fixture
@@ -126,7 +119,7 @@ async def test_an_operator_adds_disables_enables_and_lists_users(
 ) -> None:
     assert (await program("list")).output == "there are no users\n"
     added = await program(
-        "add", "Ada", "-email", "ada@example.org", "-password-stdin", stdin=b"correct horse\n"
+        "add", "Ada", "-email", "ada@example.org", "-password-stdin", stdin=b"correct horse\n", fresh=True
     )
     assert (added.status, added.output, added.errors) == (0, "added Ada\n", "")
     assert await is_user(accounts, "ada", PASSWORD)
@@ -146,15 +139,15 @@ async def test_without_a_terminal_a_password_is_made_up_and_printed(
     program: Program, accounts: Accounts
 ) -> None:
     added = await program("add", "ada")
-    assert len(added.password) >= 20
-    assert await is_user(accounts, "ada", added.password)
-    tokens = await accounts.login("ada", added.password)
+    assert len(password_in(added.output)) >= 20
+    assert await is_user(accounts, "ada", password_in(added.output))
+    tokens = await accounts.login("ada", password_in(added.output))
     _, key = await accounts.create_key((await accounts.identify(tokens.access)).user, "laptop")
     reset = await program("reset", "ada")
     assert "API keys are revoked" in reset.output
-    assert reset.password != added.password
-    assert not await is_user(accounts, "ada", added.password)
-    assert await is_user(accounts, "ada", reset.password)
+    assert password_in(reset.output) != password_in(added.output)
+    assert not await is_user(accounts, "ada", password_in(added.output))
+    assert await is_user(accounts, "ada", password_in(reset.output))
     with pytest.raises(Unauthenticated):
         await accounts.identify(tokens.access)
     with pytest.raises(Unauthenticated):
@@ -164,20 +157,20 @@ async def test_without_a_terminal_a_password_is_made_up_and_printed(
 async def test_on_a_terminal_a_password_is_asked_for_twice_and_not_shown(
     program: Program, accounts: Accounts
 ) -> None:
-    added = await program.on_a_terminal("add", "ada", types=[f"{PASSWORD}\n"] * 2)
-    assert (added.status, added.output.count(PASSWORD)) == (0, 0)
-    assert "added ada" in added.output
+    status, told = await program.on_a_terminal("add", "ada", types=[f"{PASSWORD}\n"] * 2)
+    assert (status, told.count(PASSWORD)) == (0, 0)
+    assert "added ada" in told
     assert await is_user(accounts, "ada", PASSWORD)
-    differs = await program.on_a_terminal("reset", "ada", types=["another horse\n", "yet another\n"])
-    assert differs.status == 1
-    assert "these are two passwords; nothing was done" in differs.output
-    too_short = await program.on_a_terminal("reset", "ada", types=["short\n"])
-    assert too_short.status == 1
-    assert "8 to 1024 characters" in too_short.output
-    gone = await program.on_a_terminal("reset", "ada", types=["\x04"])
-    assert gone.status == 1
-    interrupted = await program.on_a_terminal("reset", "ada", types=["\x03"])
-    assert interrupted.status == 130
+    status, told = await program.on_a_terminal("reset", "ada", types=["another horse\n", "yet another\n"])
+    assert status == 1
+    assert "these are two passwords; nothing was done" in told
+    status, told = await program.on_a_terminal("reset", "ada", types=["short\n"])
+    assert status == 1
+    assert "8 to 1024 characters" in told
+    gone, _ = await program.on_a_terminal("reset", "ada", types=["\x04"])
+    assert gone == 1
+    interrupted, _ = await program.on_a_terminal("reset", "ada", types=["\x03"])
+    assert interrupted == 130
     assert await is_user(accounts, "ada", PASSWORD)
 
 
@@ -211,9 +204,7 @@ def refused(program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def add_ada(program: Program) -> None:
-    subprocess.run(
-        program.command("add", "ada", "-password-stdin"), input=PASSWORD.encode(), cwd=ROOT, check=True
-    )
+    assert program.run("add", "ada", "-password-stdin", stdin=PASSWORD.encode()).status == 0
 
 
 @pytest.mark.parametrize("words", [("add", "ADA"), ("add", "ａｄａ", "-email", "a@b")])

@@ -8,21 +8,19 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
 import re
 import secrets
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import psutil
 import pytest
@@ -32,6 +30,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from cmd.local_redis import free_port
+
+if TYPE_CHECKING:
+    from test.conftest import Child, StartProgram
 
 ROOT = Path(__file__).parents[2]
 STEP_DEADLINE_S = 15.0
@@ -66,7 +67,7 @@ class Reply(NamedTuple):
 class Server:
     """A running `python -m cmd.server`."""
 
-    process: subprocess.Popen[bytes]
+    process: "Child"
     port: int
     config_file: Path
     log_file: Path
@@ -189,45 +190,16 @@ class RunServer(Protocol):
         env: Mapping[str, str] | None = None,
         ready: bool = True,
         program: Sequence[str] = PROGRAM,
+        fresh: bool = False,
     ) -> AbstractContextManager[Server]:
-        """Run a server with `config`; its address is chosen here. It is stopped, and checked, at the end."""
-
-
-class RunProgram(Protocol):
-    def __call__(self, *arguments: str, env: Mapping[str, str] | None = None) -> "Ended":
-        """Run `python -m ARGUMENTS` to its end."""
-
-
-class Ended(NamedTuple):
-    status: int
-    output: str
-    errors: str
-
-
-def environment(more: Mapping[str, str] | None) -> dict[str, str]:
-    own = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
-    return {**own, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always::ResourceWarning", **(more or {})}
+        """Run a server with `config`; its address is chosen here. It is stopped, and checked, at the end.
+        `fresh`: in a Python that has just started, as an operator does."""
 
 
 @pytest.fixture(scope="session")
-def run_program() -> RunProgram:
-    def run(*arguments: str, env: Mapping[str, str] | None = None) -> Ended:
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=ROOT,
-            env=environment(env),
-            capture_output=True,
-            text=True,
-            timeout=START_DEADLINE_S,
-            check=False,
-        )
-        return Ended(done.returncode, done.stdout, done.stderr)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
+def run_server(
+    tmp_path_factory: pytest.TempPathFactory, start_program: "StartProgram", start_fresh: "StartProgram"
+) -> RunServer:
     @contextlib.contextmanager
     def run(
         config: JSON,
@@ -235,6 +207,7 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
         env: Mapping[str, str] | None = None,
         ready: bool = True,
         program: Sequence[str] = PROGRAM,
+        fresh: bool = False,
     ) -> Iterator[Server]:
         folder = tmp_path_factory.mktemp("server")
         port = free_port()
@@ -248,15 +221,10 @@ def run_server(tmp_path_factory: pytest.TempPathFactory) -> RunServer:
         }
         conf = folder / "config.yaml"
         conf.write_text(yaml.safe_dump(sections))
+        words = [*program, "-conf", str(conf)]
+        start = start_fresh if fresh else start_program
         with (folder / "log").open("wb") as log, (folder / "output").open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, *program, "-conf", str(conf)],
-                cwd=ROOT,
-                env=environment(env),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=log,
-            )
+            process = start(words, env, stdout=output, stderr=log)
         server = Server(process, port, conf, folder / "log", folder / "output")
         try:
             if ready:

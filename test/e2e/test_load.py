@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from test.e2e.conftest import RunProgram, RunServer, Server
+    from test.conftest import RunProgram
+    from test.e2e.conftest import RunServer, Server
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def test_every_message_is_answered_in_full(
 ) -> None:
     report = tmp_path / "report.html"
     ended = run_program(
-        *("cmd.loadtest", "-url", server.ws("/"), "-dialect", dialect, "-model", "echo"),
+        *("-m", "cmd.loadtest", "-url", server.ws("/"), "-dialect", dialect, "-model", "echo"),
         *("-connections", "200", "-rounds", "5", "-ramp", "400", "-report", str(report)),
     )
     assert ended.errors == ""
@@ -43,6 +44,6 @@ def test_the_server_counts_the_same(server: "Server", run_program: "RunProgram")
         return int(found[1]) if found else 0
 
     before = completed()
-    ended = run_program("cmd.loadtest", "-url", server.ws(), "-connections", "20", "-rounds", "3")
+    ended = run_program("-m", "cmd.loadtest", "-url", server.ws(), "-connections", "20", "-rounds", "3")
     assert ended.status == 0, ended.output
     assert completed() - before == 60

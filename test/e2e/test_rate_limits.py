@@ -16,7 +16,7 @@ PER_MINUTE = 60
 TOKENS = 100
 IN_FLIGHT = 2
 ADDRESS_PER_MINUTE = 90
-LOGINS = 5
+LOGINS = 2
 LIMITS = {
     "user": {"requests": PER_MINUTE, "tokens": TOKENS, "in_flight": IN_FLIGHT},
     "address": {"requests": ADDRESS_PER_MINUTE},

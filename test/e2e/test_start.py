@@ -13,7 +13,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 if TYPE_CHECKING:
-    from test.e2e.conftest import Reply, RunProgram, RunServer, Server
+    from test.conftest import RunProgram
+    from test.e2e.conftest import Reply, RunServer, Server
 
 ECHO = {"name": "echo", "generator": "echo", "options": {"interval": "10ms"}}
 
@@ -31,7 +32,7 @@ def test_a_port_in_use_is_one_clear_line(run_program: "RunProgram", tmp_path: Pa
         server = {"http": {"addr": address}, "processes": processes}
         tree = {"server": server, "queue": {"driver": "redis"}, "models": [ECHO]}
         conf = write(tmp_path, yaml.safe_dump(tree))
-        ended = run_program("cmd.server", "-conf", str(conf))
+        ended = run_program("-m", "cmd.server", "-conf", str(conf), fresh=True)
     assert ended == (1, "", f"cannot listen on {address}: Address already in use\n")
 
 
@@ -56,7 +57,7 @@ def test_a_bad_configuration_exits_2_naming_key_and_file(
     run_program: "RunProgram", tmp_path: Path, text: str, tells: list[str]
 ) -> None:
     conf = write(tmp_path, text)
-    status, output, errors = run_program("cmd.server", "-conf", str(conf))
+    status, output, errors = run_program("-m", "cmd.server", "-conf", str(conf))
     assert (status, output) == (2, "")
     assert errors.startswith(str(conf))
     assert errors.count("\n") == 1
@@ -65,14 +66,14 @@ def test_a_bad_configuration_exits_2_naming_key_and_file(
 
 
 def test_a_missing_configuration_file_exits_2(run_program: "RunProgram", tmp_path: Path) -> None:
-    ended = run_program("cmd.server", "-conf", str(tmp_path / "none.yaml"))
+    ended = run_program("-m", "cmd.server", "-conf", str(tmp_path / "none.yaml"), fresh=True)
     assert ended == (2, "", f"there is no configuration file {tmp_path}/none.yaml\n")
 
 
 def test_a_bad_variable_is_named_instead_of_the_file(run_program: "RunProgram", tmp_path: Path) -> None:
     conf = write(tmp_path, "{}")
     env = {"SLUICE_SESSION__GRACE": "soon"}
-    status, output, errors = run_program("cmd.server", "-conf", str(conf), env=env)
+    status, output, errors = run_program("-m", "cmd.server", "-conf", str(conf), env=env)
     assert (status, output) == (2, "")
     assert errors.startswith("SLUICE_SESSION__GRACE: session.grace: 'soon' is not a duration")
     assert errors.count("\n") == 1
@@ -85,7 +86,7 @@ def test_check_prints_what_is_in_effect_with_secrets_masked(
         tmp_path, "auth: {jwt_secret: do-not-tell-what-signs-all-the-tokens}\nsession: {grace: 1500ms}\n"
     )
     env = {"SLUICE_SESSION__MAX_IN_FLIGHT": "3"}
-    status, output, errors = run_program("cmd.server", "-conf", str(conf), "-check", env=env)
+    status, output, errors = run_program("-m", "cmd.server", "-conf", str(conf), "-check", env=env)
     assert (status, errors) == (0, "")
     assert "do-not-tell" not in output
     effective = yaml.safe_load(output)
@@ -96,14 +97,16 @@ def test_check_prints_what_is_in_effect_with_secrets_masked(
 
 
 def test_the_configuration_that_comes_with_sluice_is_good(run_program: "RunProgram") -> None:
-    status, output, errors = run_program("cmd.server", "-check", "-conf", "configs/config.yaml")
+    status, output, errors = run_program(
+        "-m", "cmd.server", "-check", "-conf", "configs/config.yaml", fresh=True
+    )
     assert (status, errors) == (0, "")
     assert yaml.safe_load(output)["server"]["http"]["addr"] == "0.0.0.0:8080"
 
 
 def test_a_variable_overrides_the_address_and_port_0_is_a_free_one(run_server: "RunServer") -> None:
     env = {"SLUICE_SERVER__HTTP__ADDR": "127.0.0.1:0"}
-    with run_server({"models": [ECHO]}, env=env, ready=False) as server:
+    with run_server({"models": [ECHO]}, env=env, ready=False, fresh=True) as server:
         until = time.monotonic() + 20
         while not (banner := re.search(r"ws://localhost:(\d+)/ws", server.output)):
             assert time.monotonic() < until, server.log
@@ -115,7 +118,7 @@ def test_a_variable_overrides_the_address_and_port_0_is_a_free_one(run_server: "
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_server_stops_at_once(run_server: "RunServer", number: signal.Signals) -> None:
-    with run_server({"models": [ECHO]}) as server:
+    with run_server({"models": [ECHO]}, fresh=True) as server:
         server.signal(number)
         assert server.wait(timeout_s=3) == 0
 
@@ -124,7 +127,7 @@ def test_an_idle_server_stops_at_once(run_server: "RunServer", number: signal.Si
 def test_a_loading_server_is_alive_but_not_ready_and_answers_later(run_server: "RunServer") -> None:
     options = {"slots": 1, "context": 256, "max_output_tokens": 8}
     models = [{"name": "smollm2", "generator": "llamacpp", "options": options}]
-    with run_server({"models": models}, ready=False) as server:
+    with run_server({"models": models}, ready=False, fresh=True) as server:
         alive = first_reply(server, "/livez")
         assert (alive.status, alive.text) == (200, "ok\n")
         readiness = server.get("/readyz")
@@ -155,14 +158,14 @@ def first_reply(server: "Server", path: str) -> "Reply":
 
 
 def test_a_signal_while_loading_stops_the_server(run_server: "RunServer", tmp_path: Path) -> None:
-    with run_server(loads_slowly(tmp_path, gibibytes=3), ready=False) as server:
+    with run_server(loads_slowly(tmp_path, gibibytes=3), ready=False, fresh=True) as server:
         wait_until_loading(server.log_file)
         server.signal()
         assert server.wait(timeout_s=3) == 0
 
 
 def test_a_file_that_is_no_model_is_one_clear_line(run_server: "RunServer", tmp_path: Path) -> None:
-    with run_server(loads_slowly(tmp_path, gibibytes=0.5), ready=False) as server:
+    with run_server(loads_slowly(tmp_path, gibibytes=0.5), ready=False, fresh=True) as server:
         wait_until_loading(server.log_file)
         # Somebody is connected, and waits: that must not keep the process.
         with connect(server.ws(), proxy=None) as waiting:

@@ -13,12 +13,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
 if TYPE_CHECKING:
+    from test.conftest import RunProgram
     from test.e2e.conftest import (
         JSON,
         HowClosed,
         OpenText,
         Raw,
-        RunProgram,
         RunServer,
         Say,
         Server,
@@ -253,7 +253,7 @@ async def log_out(ada: "Visitor", tokens: "JSON", run_program: "RunProgram") -> 
 async def disable_the_user(ada: "Visitor", tokens: "JSON", run_program: "RunProgram") -> None:
     name = (await ada.call("GET", "/api/v1/me")).json["username"]
     done = await asyncio.to_thread(
-        run_program, "cmd.user", "-conf", str(ada.server.config_file), "disable", name
+        run_program, "-m", "cmd.user", "-conf", str(ada.server.config_file), "disable", name
     )
     assert done.status == 0, done.errors
 

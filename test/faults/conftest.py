@@ -8,11 +8,8 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -33,7 +30,7 @@ from cmd.local_redis import free_port
 from internal.data.sql.database import Database
 
 if TYPE_CHECKING:
-    from test.conftest import OwnRedis
+    from test.conftest import Child, OwnRedis, StartProgram
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
@@ -109,7 +106,7 @@ class Process:
     name: str
     port: int
     log_file: Path
-    popen: subprocess.Popen[bytes]
+    popen: "Child"
     paused: bool = False
 
     @property
@@ -171,8 +168,7 @@ class Process:
 
     def pause(self) -> None:
         """Returns when it stands still."""
-        self.popen.send_signal(signal.SIGSTOP)
-        os.waitpid(self.popen.pid, os.WUNTRACED)
+        self.popen.pause()
         self.paused = True
 
     def resume(self) -> None:
@@ -533,6 +529,7 @@ class Cluster:
     redis: "OwnRedis"
     folder: Path
     config: JSON
+    start_program: "StartProgram"
     worker_program: Sequence[str] = ("-m", "cmd.worker")
     servers: list[Process] = field(default_factory=list)
     workers: list[Process] = field(default_factory=list)
@@ -549,16 +546,8 @@ class Cluster:
         conf, log_file = self.folder / f"{name}.yaml", self.folder / f"{name}.log"
         http = {"http": {"addr": f"{HOST}:{port}"}}
         conf.write_text(yaml.safe_dump({**self.config, "server": http, "worker": http}))
-        own = {key: value for key, value in os.environ.items() if not key.startswith("SLUICE_")}
         with log_file.open("wb") as log:
-            popen = subprocess.Popen(
-                [sys.executable, *words, "-conf", str(conf)],
-                cwd=ROOT,
-                env={**own, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "always::ResourceWarning"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+            popen = self.start_program([*words, "-conf", str(conf)], stdout=log, stderr=log)
         return Process(name, port, log_file, popen)
 
     async def start(self, servers: int, workers: int) -> None:
@@ -723,7 +712,7 @@ class RunCluster(Protocol):
 
 
 @pytest.fixture
-def run_cluster(own_redis: "OwnRedis", tmp_path: Path) -> RunCluster:
+def run_cluster(own_redis: "OwnRedis", tmp_path: Path, start_program: "StartProgram") -> RunCluster:
     @contextlib.asynccontextmanager
     async def run(
         *,
@@ -741,7 +730,7 @@ def run_cluster(own_redis: "OwnRedis", tmp_path: Path) -> RunCluster:
         }
         auth: JSON = {"secret_file": str(tmp_path / "secret.key"), **sections.get("auth", {})}
         config = {**sections, "models": list(models), "queue": queue, "storage": storage, "auth": auth}
-        cluster = Cluster(own_redis, tmp_path, config)
+        cluster = Cluster(own_redis, tmp_path, config, start_program)
         if program:
             cluster.worker_program = (str(PROGRAMS / program),)
         try:
