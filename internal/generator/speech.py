@@ -55,7 +55,7 @@ class Speech:
         self._written: list[str] | None = [] if is_answer_kept else None
         self._is_plain = not (offered or stops or replay or is_answer_kept)
         self._scores: list[TokenScore] | None = None if settings.logprobs is None else []
-        """Of tokens that nothing was said of yet; None: nobody wants them."""
+        """Of tokens whose text is held back; None: nobody wants them."""
         self.ended = False
         """The answer is complete, though the model might go on."""
 
@@ -69,16 +69,13 @@ class Speech:
 
     def feed(self, text: str, scores: Iterable[TokenScore] = ()) -> Sequence[Output]:
         """`scores` are those of the tokens that `text` is of."""
-        if self._scores is None:
-            return self._feed(text)
+        if self._scores is None:  # nearly always
+            deltas = self._splitter.feed(text)
+            return deltas if self._is_plain else self._replayed(self._say(deltas))
         if self._splitter.thinking:  # what there is yet is of thoughts, and the tag behind them
             self._scores.clear()
         self._scores += scores
-        return self._scored(self._feed(text), self._scores)
-
-    def _feed(self, text: str) -> Sequence[Output]:
-        deltas = self._splitter.feed(text)
-        return deltas if self._is_plain else self._replayed(self._say(deltas))
+        return self._scored(self._replayed(self._say(self._splitter.feed(text))), self._scores)
 
     def finish(self) -> Sequence[Output]:
         """What was held back when the stream ended."""
