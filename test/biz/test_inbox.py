@@ -140,15 +140,20 @@ async def test_one_take_after_another_waits_for_news() -> None:
         assert await taking == [word]
 
 
-async def test_a_lost_engine_is_told_behind_what_it_said_and_lets_who_waits_go() -> None:
+async def test_a_lost_engine_is_told_behind_what_it_said_and_lets_who_waits_go(settle: Settle) -> None:
     inbox = StepInbox(asyncio.get_running_loop(), max_chunks=1)
     inbox.put(step("a"))
     waiting = threading.Thread(target=inbox.put, args=(step("never"),))
     waiting.start()
     room = asyncio.create_task(inbox.room())
+    await settle()
+    assert not room.done()
+    while not inbox._room._waiters:  # type: ignore[attr-defined]  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
     await asyncio.to_thread(inbox.fail, EngineLost("gone"))
     inbox.fail(EngineLost("once more"))
     await asyncio.to_thread(waiting.join, 5)
+    assert not waiting.is_alive()
     await asyncio.wait_for(room, 5)
     inbox.put(step("ghost"))
     assert await take(inbox) == ["a"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from test.chaos.conftest import JSON, Answer, Cluster, MakeCrowd, OpenSocket, Server, StartCluster
 
 PROGRAM = str(Path(__file__).parent / "programs" / "losing.py")
-CHUNKS = 40
+CHUNKS = 60
 MANY = 20
 KEY = "operator-key-of-32-bytes-at-least"
 CONFIG: "JSON" = {
@@ -63,7 +63,7 @@ async def test_answers_go_on_in_the_process_that_takes_the_place_of_one_whose_en
         log = supervisor.log
         assert len(re.findall(ENDED, log)) == 1
         assert len(re.findall(r"starting another number=0 status=75", log)) == 1
-        assert log.count("took over") == MANY + 1
+        assert log.count("took over") > 1  # not only what it was lost by
         cluster.may_log.append(ENDED)
 
 

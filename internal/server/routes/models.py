@@ -15,7 +15,8 @@ from internal.server.rest import Access, AnyRoute, Call, Route
 from internal.server.sse import tell, watched
 from internal.server.streams import Streams
 from internal.service.api.base import Body, Query
-from internal.service.api.models import ORDER_STREAM, Model, ModelList, ModelOrder, ModelTeller
+from internal.service.api.models import Model, ModelList, ModelOrder
+from internal.service.codec.model_orders import STREAM, ModelTeller
 
 _BOUND = "It may take minutes; the answer comes when it is done, or after 15 minutes with an error."
 
@@ -57,7 +58,7 @@ class ModelRoutes:
                 access=Access.OPERATOR,
                 body=ModelOrder,
                 answer=Model,
-                also={"text/event-stream": f"With `stream: true`. {ORDER_STREAM}"},
+                also={"text/event-stream": f"With `stream: true`. {STREAM}"},
                 errors=(409,),
                 handler=self.load,
             ),
@@ -70,7 +71,7 @@ class ModelRoutes:
                 access=Access.OPERATOR,
                 body=ModelOrder,
                 answer=Model,
-                also={"text/event-stream": f"With `stream: true`. {ORDER_STREAM}"},
+                also={"text/event-stream": f"With `stream: true`. {STREAM}"},
                 errors=(409,),
                 handler=self.unload,
             ),
