@@ -207,8 +207,9 @@ class History(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do: tokens of context (0: no limit), responses at a time. `remembers`: it looks at
-    what was said before. What it is asked for beyond its features was refused before it hears of it."""
+    """What an engine can do: tokens of context (0: no limit), responses at a time, which may be fewer from
+    one step to the next. `remembers`: it looks at what was said before. What it is asked for beyond its
+    features was refused before it hears of it."""
 
     context_length: int
     slots: int

@@ -93,6 +93,7 @@ class Worker:
         self._runs: dict[Delivery, _Run] = {}
         """All deliveries that have not been settled."""
         self._generating = 0
+        self._waits_for_room = False
         self._changed = asyncio.Event()
         self._idle_since_s = time.monotonic()
         self._tasks: asyncio.TaskGroup | None = None
@@ -286,8 +287,10 @@ class Worker:
         while self._is_open and not self._draining:
             self._claiming = asyncio.current_task()
             while self.room <= 0:
+                self._waits_for_room = True
                 self._changed.clear()
                 await self._changed.wait()
+            self._waits_for_room = False
             runs = [_Run(delivery) for delivery in await self._queue.claim(self.model, self)]
             self._claiming = None
             for run in runs:
@@ -359,6 +362,9 @@ class Worker:
                 await self._append(spoke)
             if ended:
                 ends.create_task(self._end(ended))
+            if self._waits_for_room and self.room > 0:
+                # An engine may be full for other reasons than a number, and then no end tells that it is not.
+                self._changed.set()
 
     async def _append(self, runs: Sequence[_Run]) -> None:
         """Append what the runs have to say; those that may not are lost."""

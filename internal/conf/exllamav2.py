@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from internal.conf.values import Count, OptionalFile, Positive
+from internal.conf.values import Count, Duration, OptionalFile, Positive
 
 
 class _Section(BaseModel):
@@ -31,7 +31,8 @@ class ExLlamaV2Options(_Section):
     has at most `max_seq_len` with its prompt (0: what the model was made for), and `max_batch_size` run at a
     time. A step reads at most `chunk_size` tokens of prompts, so that long ones do not hold up the answers of
     others. `gpu_split`: GiB on each GPU, or "auto". `warmup`: generate something before anybody asks.
-    `template` empty: the model's own. What is left out of the rest is what the model's files say.
+    `template` empty: the model's own. A model that nobody has asked for `idle_unload` gives the GPU's memory
+    back until somebody does (0: never). What is left out of the rest is what the model's files say.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class ExLlamaV2Options(_Section):
     top_k: Count | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    idle_unload: Duration = 0.0
 
     @property
     def loading(self) -> tuple[object, ...]:

@@ -263,8 +263,14 @@ class LlamaCppModel(_Model):
 
 
 class ExLlamaV2Model(_Model):
+    may_be_lost: ClassVar[bool] = True
+
     generator: Literal["exllamav2"]
     options: ExLlamaV2Options
+
+    @property
+    def idle_unload_s(self) -> float:
+        return self.options.idle_unload
 
 
 class OpenAIModel(_Model):

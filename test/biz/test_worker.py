@@ -705,3 +705,22 @@ async def test_an_engine_with_eyes_gets_what_messages_refer_to(shop: "Shop") -> 
         "data:image/png;base64,cG5n"
     ] * 2
     shop.engine.say(job, STOP)
+
+
+async def test_an_engine_that_is_full_is_asked_again_when_it_no_longer_is(shop: "Shop") -> None:
+    """It may be full for other reasons than a number: no answer's end tells that it has room again."""
+    shop.open(slots=4)
+    await shop.ask("first")
+    first = await shop.engine.job(0)
+    shop.engine.capabilities = Capabilities(0, slots=1)
+    shop.engine.say(first, "so ")
+    second = await shop.ask("second")
+    third = await shop.ask("third")
+    shop.engine.say(await shop.engine.job(1), STOP)  # it was claimed before anybody knew
+    await second.response()
+    shop.engine.say(first, "it ")
+    assert await shop.waiting() == 1
+    shop.engine.capabilities = Capabilities(0, slots=4)
+    shop.engine.say(first, "is")
+    job = await shop.engine.job(2)
+    assert job.response_id == third.id
