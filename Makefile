@@ -65,8 +65,8 @@ bench: .venv/requirements-dev.lock ## Run the benchmarks; ARGS goes to them
 	@$(RUN) test/bench/run.py $(ARGS)
 
 lock: .venv/.uv/bin/uv ## Write the lock files from pyproject.toml; ARGS=--upgrade takes newer versions
-	@$(LOCK) pyproject.toml $(ARGS) --output-file configs/requirements.lock
-	@$(LOCK) pyproject.toml $(ARGS) --extra dev --constraint configs/requirements.lock \
+	@$(LOCK) pyproject.toml $(ARGS) --extra bundled --output-file configs/requirements.lock
+	@$(LOCK) pyproject.toml $(ARGS) --extra bundled --extra dev --constraint configs/requirements.lock \
 		--output-file configs/requirements-dev.lock
 	@$(LOCK) $(ARGS) --group pyproject.toml:exl2 --constraint configs/requirements-dev.lock \
 		--output-file configs/requirements-exl2.lock

@@ -63,6 +63,7 @@ def test_every_option_reaches_the_engine(tmp_path: Path) -> None:
         top_k=3,
         min_p=0.4,
         repetition_penalty=1.05,
+        idle_unload="10m",
     )
     (engine,) = built(read(tmp_path, asked))
     options = engine.options
@@ -82,6 +83,12 @@ def test_every_option_reaches_the_engine(tmp_path: Path) -> None:
     assert options.sampling == Sampling(
         temperature=0.1, top_p=0.2, top_k=3, min_p=0.4, repetition_penalty=1.05
     )
+
+
+def test_a_model_rests_when_nobody_asks_for_it_and_has_a_supervisor(tmp_path: Path) -> None:
+    (asked,) = read(tmp_path, model(idle_unload="10m")).models
+    assert asked.idle_unload_s == 600
+    assert asked.may_be_lost
 
 
 def test_models_with_one_path_share_what_is_loaded(tmp_path: Path) -> None:
