@@ -25,7 +25,7 @@ INSTALL_S = 30.0
 
 @pytest.fixture(scope="module")
 def server(run_server: "RunServer") -> Iterator["Server"]:
-    models = [{"name": "echo", "generator": "echo", "options": {"interval": "5ms"}}]
+    models = [{"name": "echo", "generator": "echo", "options": {"interval": "50ms"}}]
     with run_server({"models": models}) as server:
         yield server
 
