@@ -18,6 +18,7 @@ from functools import partial
 
 import uvloop
 
+from cmd.process import ENGINE_LOST
 from cmd.progress import say_ready
 from internal.conf.settings import Settings, parse_address
 from internal.server.listen import listen_together, naming
@@ -25,7 +26,8 @@ from internal.server.listen import listen_together, naming
 log = logging.getLogger("sluice")
 
 TRIES = 3
-"""How often a process may fail while none has ever become ready: starting it again would not help."""
+"""How often one of several processes may fail while none has ever become ready: starting it again would not
+help."""
 
 STEADY_S = 10.0
 """A process that was ready for so long is replaced at once. The others wait, each time twice as long."""
@@ -135,13 +137,19 @@ class Supervisor:
                 return
             failures = 0 if end.ready_s >= STEADY_S else failures + 1
             told = {"number": number, "status": end.status}
-            if failures >= TRIES and not self._have_been_ready:
-                log.warning("a process fails at its start again and again: giving up", extra=told)
+            if failures >= self._tries(end) and not self._have_been_ready:
+                log.warning("a process cannot start: giving up", extra=told)
                 self._stop(end.status if end.status > 0 else 1)
                 return
             delay_s = delay_after(failures)
             log.warning("a process has ended: starting another", extra={**told, "delay_s": delay_s})
             await self._pause(delay_s)
+
+    def _tries(self, end: _End) -> int:
+        """How often a process may fail like this at its start. The only one has said why, in one sentence,
+        and would say it again, perhaps minutes later; several may get in each other's way."""
+        has_said_why = 0 < end.status != ENGINE_LOST
+        return 1 if has_said_why and len(self._posts) == 1 else TRIES
 
     async def _live(self, number: int) -> _End:
         """Start a process, and wait for its end."""

@@ -65,6 +65,21 @@ def test_a_bad_configuration_exits_2_naming_key_and_file(
         assert part in errors
 
 
+def test_a_model_that_is_not_there_exits_1_and_says_so_once(
+    run_program: "RunProgram", tmp_path: Path
+) -> None:
+    conf = tmp_path / "config.yaml"
+    model = {"name": "m", "generator": "exllamav2", "options": {"path": str(tmp_path / "nowhere")}}
+    storage = {"url": f"sqlite:///{tmp_path}/sluice.db"}
+    server = {"http": {"addr": "127.0.0.1:0"}}
+    auth = {"secret_file": str(tmp_path / "secret.key")}
+    conf.write_text(yaml.safe_dump({"models": [model], "storage": storage, "server": server, "auth": auth}))
+    status, _, errors = run_program("-m", "cmd.server", "-conf", str(conf), fresh=True)
+    assert status == 1
+    assert errors.count("there is no model folder") == 1
+    assert "Traceback" not in errors
+
+
 def test_a_missing_configuration_file_exits_2(run_program: "RunProgram", tmp_path: Path) -> None:
     ended = run_program("-m", "cmd.server", "-conf", str(tmp_path / "none.yaml"), fresh=True)
     assert ended == (2, "", f"there is no configuration file {tmp_path}/none.yaml\n")

@@ -209,6 +209,15 @@ def test_processes_that_cannot_start_end_it_with_their_status(run_server: "RunSe
         server.expected_status = status
 
 
+def test_the_only_process_says_once_why_it_cannot_start(run_server: "RunServer") -> None:
+    alone = config()
+    alone["server"]["processes"] = 1
+    with run_server(alone, program=of("stub.py", "1"), ready=False) as server:
+        assert server.wait() == 1
+        assert "starting another" not in server.log
+        server.expected_status = 1
+
+
 def test_processes_do_not_outlive_a_supervisor_that_was_killed(stubs: "Server") -> None:
     ours = children(stubs)
     stubs.signal(signal.SIGKILL)
