@@ -812,7 +812,8 @@ def make_reader() -> Callable[[], Reader]:
 class Sink:
     """Hands the steps of an engine's threads to the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
         self._steps: queue.Queue[list[Chunk]] = queue.Queue()
         self._lost: queue.Queue[EngineLost] = queue.Queue()
 
@@ -831,10 +832,10 @@ class Sink:
         self._lost.put(error)
 
     async def lost(self) -> EngineLost:
-        return await asyncio.to_thread(self._lost.get, True, 5)
+        return await asyncio.to_thread(self._lost.get, True, self._patience_s)
 
     async def step(self) -> list[Chunk]:
-        return await asyncio.to_thread(self._steps.get, True, 5)
+        return await asyncio.to_thread(self._steps.get, True, self._patience_s)
 
     async def until_ended(self, *jobs: Job) -> list[list[Chunk]]:
         """All steps up to the end of `jobs`."""
@@ -852,6 +853,12 @@ class Sink:
         return [output for step in steps for one, output in step if one is job]
 
 
+@pytest.fixture(scope="session")
+def engine_patience_s() -> float:
+    """How long a step of an engine may take."""
+    return PATIENCE_S
+
+
 @pytest.fixture
-def sink() -> Sink:
-    return Sink()
+def sink(engine_patience_s: float) -> Sink:
+    return Sink(engine_patience_s)

@@ -32,6 +32,12 @@ def exllamav2_environment() -> Mapping[str, str]:
 
 
 @pytest.fixture(scope="session")
+def engine_patience_s() -> float:
+    """A step takes seconds here when others want the processor, too."""
+    return 60.0
+
+
+@pytest.fixture(scope="session")
 def model_folder() -> Path:
     """SmolLM2-135M-Instruct in fp16. It is made once for each state of the program that makes it."""
     program = HERE / "model.py"

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,13 @@ from internal.generator.exllamav2.host import Host
 from internal.generator.exllamav2.loader import load_model
 from internal.generator.exllamav2.model import Model
 from internal.generator.exllamav2.model_folder import ModelFolder
-from internal.generator.exllamav2.options import PAGE_TOKENS, ExLlamaV2Options, LoadOptions, LoraOptions
+from internal.generator.exllamav2.options import (
+    PAGE_TOKENS,
+    DraftOptions,
+    ExLlamaV2Options,
+    LoadOptions,
+    LoraOptions,
+)
 from internal.generator.exllamav2.stats import EngineStats
 from internal.generator.prompt import ChatTemplate
 
@@ -309,6 +316,25 @@ async def test_tokens_and_strings_can_be_banned(start: Start, sink: "Sink", mode
     bias = Sampling(temperature=0.0, rare=RareSampling(logit_bias=((token, -100.0),)))
     text, _ = await ask(engine, sink, job(QUESTIONS[0], Settings(sampling=bias)))
     assert " Paris" not in text
+
+
+async def test_drafts_change_nothing_of_what_is_said_also_after_it_was_unloaded(
+    start: Start, sink: "Sink", options: LoadOptions
+) -> None:
+    plain = await start()
+    said_plainly, end = await ask(plain, sink, job(QUESTIONS[1]))
+    drafted = replace(options, draft=DraftOptions(options.path, 3))
+    stats = EngineStats()
+    asked = ExLlamaV2Options(drafted, (), None, (), 24, GREEDY)
+    engine = ExLlamaV2Generator(asked, Host(drafted, [], load_model, stats))
+    for _ in range(2):
+        await engine.start(sink, lambda done: None)
+        text, drafted_end = await ask(engine, sink, job(QUESTIONS[1]))
+        assert text == said_plainly
+        assert drafted_end.usage.output_tokens == end.usage.output_tokens
+        await engine.stop()
+    # It is its own draft: most steps say several tokens.
+    assert sum(stats.step_counts) < stats.generated_tokens
 
 
 async def test_it_says_how_likely_its_tokens_were(start: Start, sink: "Sink") -> None:
