@@ -28,6 +28,10 @@ class Sink:
     def fail(self, error: EngineLost) -> None:
         raise AssertionError(f"no engine here is lost: {error}")
 
+    def forget(self) -> None:
+        """What was said so far is not looked at."""
+        self._steps = queue.Queue()
+
     async def step(self) -> list[Chunk]:
         return await asyncio.to_thread(self._steps.get, True, 5)
 
