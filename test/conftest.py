@@ -831,6 +831,10 @@ class Sink:
         self._steps.put([])
         self._lost.put(error)
 
+    def forget(self) -> None:
+        """What was said so far is not looked at."""
+        self._steps = queue.Queue()
+
     async def lost(self) -> EngineLost:
         return await asyncio.to_thread(self._lost.get, True, self._patience_s)
 

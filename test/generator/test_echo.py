@@ -263,13 +263,17 @@ async def test_an_idle_engine_wakes_for_a_job(echoes: Echoes) -> None:
 async def test_an_engine_may_be_started_again_and_remembers_nothing(echoes: Echoes) -> None:
     engine = await echoes.start(chunks=2, interval_s=0.001)
     for n in range(3):
-        engine.submit(job(f"old{n}", "x" * 1000))  # ends without a word
+        for old in range(3):
+            engine.submit(job(f"old{old}", "x" * 1000))  # ends without a word
         await engine.stop()
         await engine.stop()  # which is harmless
+        echoes.sink.forget()
         await engine.start(echoes.sink, lambda _: None)
         one = job(f"r{n}", str(n))
         engine.submit(one)
-        assert said(await echoes.sink.until_ended(one), one) == [f"chunk 1: {n}", f"chunk 2: {n}"]
+        steps = await echoes.sink.until_ended(one)
+        assert said(steps, one) == [f"chunk 1: {n}", f"chunk 2: {n}"]
+        assert {told for step in steps for told, _ in step} == {one}
 
 
 async def test_an_engine_that_broke_works_when_it_is_started_again(echoes: Echoes) -> None:
