@@ -31,7 +31,7 @@ async def test_requests_for_a_model_without_a_worker_wait_are_told_so_and_are_bo
                 answers.append(await socket.read(new_answer(), "response.queued"))
             for position, answer in enumerate(answers):
                 queue = answer.events[0]["queue"]
-                assert "no worker for echo is running" in queue["message"]
+                assert "no worker for echo takes requests now" in queue["message"]
                 assert queue["position"] <= position
             for server, socket in zip(cluster.servers, (one, two), strict=True):
                 ready = (await server.fetch("/readyz")).json["models"]

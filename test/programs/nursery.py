@@ -102,6 +102,8 @@ def become(order: Order) -> None:
     os.environ.update(order["environment"])
     os.chdir(ROOT)
     first, *rest = order["words"]
+    # Whoever starts another one like it, starts it afresh.
+    sys.orig_argv = [sys.executable, first, *rest]
     if first == "-m":
         sys.argv = [first, *rest[1:]]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

@@ -13,7 +13,6 @@ from internal.biz.generation import Job
 from internal.biz.ports import Progress, Sink
 from internal.conf.settings import EchoModel, Model
 from internal.generator.echo import EchoGenerator
-from internal.metrics.instruments import Instruments
 
 FOLDER = Path(sys.argv[sys.argv.index("-conf") + 1]).parent
 
@@ -34,7 +33,7 @@ class LosingGenerator(EchoGenerator):
             self._sink.fail(EngineLost("a fault that sticks"))
 
 
-def losing(model: Model, instruments: Instruments) -> LosingGenerator:
+def losing(model: Model, *more: object) -> LosingGenerator:
     assert isinstance(model, EchoModel)
     return LosingGenerator(model.options.chunks, model.options.interval, model.options.slots)
 

@@ -9,7 +9,6 @@ from cmd.wire import engines
 from internal.biz.generation import Job
 from internal.conf.settings import EchoModel, Model
 from internal.generator.echo import EchoGenerator
-from internal.metrics.instruments import Instruments
 
 SOON_S = 0.2
 
@@ -24,7 +23,7 @@ class MortalGenerator(EchoGenerator):
         super().submit(job)
 
 
-def mortal(model: Model, instruments: Instruments) -> MortalGenerator:
+def mortal(model: Model, *more: object) -> MortalGenerator:
     assert isinstance(model, EchoModel)
     return MortalGenerator(model.options.chunks, model.options.interval, model.options.slots)
 
