@@ -27,12 +27,15 @@ Steps = dict[Owner, list[Chunk]]
 
 
 class Library(Protocol):
-    """A loaded model. `chunk_size` and `slots` as in LoadOptions; pages are those of the cache."""
+    """A loaded model. `chunk_size` and `slots` as in LoadOptions; pages are those of the cache, which is one
+    page, for one answer, where it `is_paged` not."""
 
     @property
     def chunk_size(self) -> int: ...
     @property
     def slots(self) -> int: ...
+    @property
+    def is_paged(self) -> bool: ...
     @property
     def pages(self) -> int: ...
     @property
@@ -108,12 +111,14 @@ class Batch:
         steps: Steps = {}
         if self._waiting:
             self._admit(steps)
-        begun_s = self._clock()
-        for result in self._library.iterate() if self._active else ():
-            run: Run = result["identifier"]
-            if run in self._active:  # its own fault may have ended it
-                self._read(run, result, steps)
-        self._count(self._clock() - begun_s)
+        if self._active:
+            begun_s = self._clock()
+            for result in self._library.iterate():
+                run: Run = result["identifier"]
+                if run in self._active:  # its own fault may have ended it
+                    self._read(run, result, steps)
+            self._stats.observe_step(self._clock() - begun_s)
+        self._count()
         return steps
 
     def fail(self, error: SluiceError) -> Steps:
@@ -121,7 +126,8 @@ class Batch:
         EngineLost, and then nobody has ended."""
         self._library.recover()
         steps: Steps = {}
-        for run in list(self._active):
+        # Where nobody was in it yet, those who wait are why it failed.
+        for run in list(self._active or self._waiting):
             self._fail(run, error, steps)
         return steps
 
@@ -136,7 +142,7 @@ class Batch:
             if len(self._active) >= library.slots or (unread >= library.chunk_size and self._active):
                 return
             try:
-                run.library_job = library.job(run, run.next_part())
+                run.library_job = library.job(run, run.next_part(is_paged=library.is_paged))
                 pages = library.enqueue(run.library_job)
             except Exception as error:
                 log.exception("exllamav2 refuses a job", extra={"response": run.job.response_id})
@@ -213,11 +219,10 @@ class Batch:
             self._waiting.remove(run)
         run.owner.ended(run.job)
 
-    def _count(self, seconds: float) -> None:
+    def _count(self) -> None:
         stats, pages = self._stats, self._library.pages
         stats.running, stats.waiting = len(self._active), len(self._waiting)
         stats.pages, stats.pages_used = pages, pages - self._library.free_pages
-        stats.observe_step(seconds)
 
 
 def _say(steps: Steps, run: Run, outputs: Iterable[Output]) -> None:

@@ -59,10 +59,10 @@ class ExLlamaV2Generator:
 
     @property
     def capabilities(self) -> Capabilities:
-        model, slots = self._host.model, self._host.slots
-        context = model.context if model is not None else self.options.load.max_seq_len
+        host = self._host
         # Who would have to wait for a place in the cache waits in the queue, where turns are fair.
-        return Capabilities(context, min(slots, max(1, len(self._tickets))) if self._host.is_full else slots)
+        slots = min(host.slots, max(1, len(self._tickets))) if host.is_full else host.slots
+        return Capabilities(host.context, slots)
 
     async def start(self, sink: Sink, progress: Progress) -> None:
         self._sink, self._stopping = sink, False
@@ -153,14 +153,14 @@ class ExLlamaV2Generator:
                 param="banned_strings",
             )
         order = Order(
-            model.settings(settings(sampling)),
-            self._stop_tokens,
-            self.options.loras,
-            sampling.seed,
-            self._filter(brief),
-            (rare.min_tokens or 0) - brief.said_tokens,
-            rare.banned_strings,
-            None if logprobs is None else partial(model.scores, top=logprobs),
+            settings=model.settings(settings(sampling)),
+            stop_tokens=self._stop_tokens,
+            adapters=self.options.loras,
+            seed=sampling.seed,
+            filter=self._filter(brief),
+            min_tokens=(rare.min_tokens or 0) - brief.said_tokens,
+            banned_strings=rare.banned_strings,
+            score=None if logprobs is None else partial(model.scores, top=logprobs),
         )
         return Run(brief.job, self, brief, order), FinishReason.STOP
 

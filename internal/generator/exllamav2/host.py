@@ -65,12 +65,14 @@ class Host:
         self, options: LoadOptions, adapters: Sequence[LoraOptions], load: Load, stats: EngineStats
     ) -> None:
         """`adapters`: those of all owners."""
-        self.options = options
+        self.context, self.slots = options.max_seq_len, options.slots
+        """As LoadedModel has them, from when it was loaded first."""
         self.pool: ThreadPoolExecutor | None = None
         self.folder: ModelFolder | None = None
         self.encoder: Encoder | None = None
         self.vocabulary: Vocabulary | None = None
         self.model: LoadedModel | None = None
+        self._options = options
         self._adapters = tuple(adapters)
         self._load_model = load
         self._stats = stats
@@ -83,10 +85,6 @@ class Host:
         self._thread: threading.Thread | None = None
         self._loaded: asyncio.Future[None] | None = None
         self._leaving = asyncio.Lock()
-
-    @property
-    def slots(self) -> int:
-        return self.model.slots if self.model is not None else self.options.slots
 
     @property
     def is_full(self) -> bool:
@@ -107,7 +105,7 @@ class Host:
             raise
 
     def _start(self) -> None:
-        self._stopping = False
+        self._stopping, self._commands = False, _Commands()
         self._loaded = asyncio.get_running_loop().create_future()
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="exllamav2-prepare")
         self._thread = threading.Thread(target=self._run, args=(self._loaded,), name="exllamav2", daemon=True)
@@ -147,14 +145,15 @@ class Host:
     def _run(self, loaded: asyncio.Future[None]) -> None:
         loop = loaded.get_loop()
         try:
-            self.folder = ModelFolder.read(self.options.path)
-            tokenizer = self.options.path / "tokenizer.json"
+            self.folder = ModelFolder.read(self._options.path)
+            tokenizer = self._options.path / "tokenizer.json"
             self.encoder = Encoder(tokenizer, ReplyMemory())
             self.vocabulary = Vocabulary(tokenizer, min(self.folder.stop_tokens, default=None))
-            model = self._load_model(self.options, self._adapters, self._told, lambda: not self._stopping)
+            model = self._load_model(self._options, self._adapters, self._told, lambda: not self._stopping)
         except Exception as error:
             loop.call_soon_threadsafe(_fail, loaded, error)
             return
+        self.context, self.slots = model.context, model.slots
         self.model, self._batch = model, Batch(model, self._stats)
         loop.call_soon_threadsafe(_succeed, loaded)
         try:

@@ -39,6 +39,7 @@ class Model:
         self.context = context
         self.slots = int(generator.max_batch_size)
         self.chunk_size = int(generator.max_chunk_size)
+        self.is_paged = bool(generator.paged)
         self._packages = packages
         self._generator = generator
         self._adapters = dict(adapters)

@@ -94,11 +94,12 @@ class Run:
         """How many may still be said."""
         return self.brief.max_tokens - self.new_tokens
 
-    def next_part(self) -> int:
-        """How many tokens the next part has: up to the end of a page of the cache, and at least one page."""
-        ahead = 2 * PAGE_TOKENS - len(self.tokens) % PAGE_TOKENS
-        # The library takes back what it banned, and its results do not say how much that was.
-        part = self.left if self.order.banned_strings else min(self.left, ahead)
+    def next_part(self, *, is_paged: bool) -> int:
+        """How many tokens the next part has: up to the end of a page of the cache, and at least one page. All
+        that is left, where there are no pages; and where strings are banned: the library takes back what it
+        said, and its results do not tell how much that was."""
+        is_whole = self.order.banned_strings or not is_paged
+        part = self.left if is_whole else min(self.left, 2 * PAGE_TOKENS - len(self.tokens) % PAGE_TOKENS)
         self._is_last_part = part == self.left
         self.is_paused = False
         return part

@@ -99,6 +99,7 @@ class Generator:
         self.model, self.draft_model = options["model"], options["draft_model"]
         self.max_batch_size = options["max_batch_size"]
         self.max_chunk_size = options["max_chunk_size"]
+        self.paged = options["paged"]
         self.drafts = options["num_draft_tokens"]
         self.max_pages = options["cache"].max_seq_len // PAGE
         self.pending_jobs: list[Job] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -14,6 +15,7 @@ from internal.biz.errors import EngineLost, GenerationFailed
 from internal.biz.events import ReasoningDelta, TextDelta
 from internal.biz.generation import Finished, FinishReason, Job, Output, Prefilled
 from internal.biz.models import Message, OutputFormat, Role, Sampling, Settings, Truncation, Usage
+from internal.generator.exllamav2 import batch
 from internal.generator.exllamav2.engine import ExLlamaV2Generator
 from internal.generator.exllamav2.host import Host
 from internal.generator.exllamav2.loader import load_model
@@ -525,3 +527,78 @@ async def test_answers_that_run_when_it_stops_end_without_a_word(
     await sink.step()
     async with asyncio.timeout(5):
         await engine.stop()
+
+
+async def test_without_pages_an_answer_is_one_part(
+    start: Start, sink: "Sink", library: "ScriptedLibrary", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the library has no pages, the next part would read everything anew."""
+    monkeypatch.delitem(sys.modules, "flash_attn")
+    library.script = "x" * 900
+    engine = await start()
+    assert engine.capabilities.slots == 1
+    asked = job()
+    engine.submit(asked)
+    assert text_of(await sink.outputs(asked)) == library.script
+    assert len(library.jobs) == 1
+
+
+async def test_who_cannot_even_begin_fails_and_is_not_tried_for_ever(
+    start: Start, sink: "Sink", library: "ScriptedLibrary", load: LoadOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    adapter = LoraOptions(tmp_path, 1.0)
+    host = Host(load, [adapter], load_model, EngineStats())
+    plain, adapted = await start(host), await start(host, loras=(adapter,))
+
+    def refuse(loras: object) -> None:
+        raise ValueError("it does not fit")
+
+    library.generator.set_loras = refuse
+    unlucky, lucky = job(), job()
+    adapted.submit(unlucky)
+    assert end_of(await sink.outputs(unlucky)).reason is FinishReason.ERROR
+    plain.submit(lucky)
+    assert text_of(await sink.outputs(lucky)) == "so it is"
+
+
+async def test_what_it_does_is_counted(start: Start, sink: "Sink", load: LoadOptions) -> None:
+    stats = EngineStats()
+    engine = await start(Host(load, [], load_model, stats))
+    for _ in range(2):
+        asked = job("y" * 300)
+        engine.submit(asked)
+        await sink.until_ended(asked)
+    await engine.stop()
+    assert stats.prompt_tokens == 2 * 303
+    assert stats.cached_tokens == 302
+    assert stats.generated_tokens == 2 * len("so it is")
+    assert sum(stats.step_counts) >= 2 * len("so it is")
+    assert (stats.pages, stats.pages_used, stats.running, stats.waiting) == (16, 0, 0, 0)
+
+
+async def test_a_long_answer_makes_way_for_one_with_another_adapter(
+    start: Start,
+    sink: "Sink",
+    library: "ScriptedLibrary",
+    load: LoadOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch, "TURN_S", 0.0)
+    (tmp_path / "adapter_config.json").touch()
+    adapter = LoraOptions(tmp_path, 1.0)
+    host = Host(load, [adapter], load_model, EngineStats())
+    plain, adapted = await start(host), await start(host, loras=(adapter,))
+    library.scripts = {"long": "x" * 900, "short": "so it is"}
+    long, short = job("long"), job("short")
+    plain.submit(long)
+    while not any(isinstance(output, TextDelta) for _, output in await sink.step()):
+        pass
+    adapted.submit(short)
+    steps = await sink.until_ended(long, short)
+    ended = [one for step in steps for one, output in step if isinstance(output, Finished)]
+    assert ended == [short, long]
+    said = [output for step in steps for one, output in step if one is long and isinstance(output, TextDelta)]
+    assert "".join(said) == "x" * len(said)
+    assert 800 < len(said) <= 900  # but for the first steps, which were looked at above
