@@ -1,0 +1,69 @@
+"""A worker is killed in the middle of its answers, under load: another one goes on with them."""
+
+import asyncio
+from itertools import pairwise
+
+import chats
+from measure import percentile, same
+from outcome import Notebook
+from programs import MODEL, Program, Site, clients, converse, site
+from questions import different
+from task import Task
+
+AGREEING_SHARE = 0.5
+"""Of the answers, how many have to be what they are undisturbed. What was said is read again as text by the
+next worker, in another batch: near ties may go another way from there."""
+SPOKEN = 10
+"""Tokens that each answer has when the worker is killed."""
+
+
+async def run(task: Task, book: Notebook) -> None:
+    """Raises Broken, and SluiceError where there is no Redis."""
+    sizes = task.sizes
+    questions = different(sizes.killed_chats, "the takeover")
+    lease = f"{sizes.lease_s:g}s"
+    async with site(task, "redis", sizes.killed_chats, workers=2, lease=lease) as served:
+        undisturbed = await converse(served, questions, sizes.killed_tokens)
+        disturbed, lost = await _with_a_death(served, questions, sizes.killed_tokens)
+    alike = same(disturbed.answers, undisturbed.answers)
+    faults = undisturbed.faults + disturbed.faults
+    silences = sorted((_longest_silence(it) for it in disturbed.answers), reverse=True)
+    taken_over = silences[:lost]
+    book.check(
+        f"kill -9 of a worker: {lost} of {len(questions)} answers are taken over, and all are whole",
+        lost > 0 and not faults and alike >= AGREEING_SHARE * len(questions),
+        faults[0] if faults else f"{alike} of {len(questions)} are what they are undisturbed",
+    )
+    book.figure(
+        "Takeover after kill -9",
+        {
+            "lease, s": f"{sizes.lease_s:g}",
+            "answers of the killed worker": str(lost),
+            "they were silent for p50 / max, s": (
+                f"{percentile(taken_over, 50):.2f} / {max(taken_over, default=0.0):.2f}"
+            ),
+            "the others at most, s": f"{max(silences[lost:], default=0.0):.2f}",
+            "tokens/s undisturbed": f"{undisturbed.tokens / undisturbed.seconds:,.0f}",
+        },
+    )
+
+
+async def _with_a_death(served: Site, questions: list[str], tokens: int) -> tuple[chats.Round, int]:
+    """What was heard, and how many answers the worker had that was killed."""
+    wanted = chats.Wanted(f"{served.url}/v1/responses", MODEL, questions, tokens, spoken=min(SPOKEN, tokens))
+    async with clients(wanted) as talking:
+        await talking.spoken()
+        running = {it.name: await asyncio.to_thread(_running, it) for it in served.workers}
+        victim = max(served.workers, key=lambda worker: running[worker.name])
+        victim.process.kill()
+        await asyncio.to_thread(victim.process.wait)
+        heard = await talking.done()
+    return heard, running[victim.name]
+
+
+def _running(worker: Program) -> int:
+    return int(sum(worker.samples("sluice_engine_running").values()))
+
+
+def _longest_silence(answer: chats.Heard) -> float:
+    return max((after - before for before, after in pairwise(answer.at_s)), default=0.0)
