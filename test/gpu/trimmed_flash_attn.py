@@ -114,7 +114,7 @@ class Build:
         from torch.utils import cpp_extension
 
         nvidia = Path(torch.__file__).parents[1] / "nvidia"
-        (runtime,) = nvidia.glob("cu*/lib/libcudart.so.*")
+        runtime = min(nvidia.glob("cu*/lib/libcudart.so.*"))
         folders = [f"-L{folder}" for folder in cpp_extension.library_paths("cuda")]
         libraries = [
             f"-l{name}" for name in ("c10", "torch_cpu", "torch", "torch_python", "c10_cuda", "torch_cuda")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+QUIET = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 INTO = Path(tempfile.gettempdir()) / "sluice-gpu-site"
 
 
@@ -44,8 +45,8 @@ def _unpacked(files: Sequence[Path]) -> tuple[Path, Path]:
         unfinished.mkdir(parents=True, exist_ok=True)
         wheels = [str(file) for file in files if file.suffix == ".whl"]
         options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade")
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *options]
-        subprocess.run([*command, "--target", str(unfinished), *wheels], check=True)
+        command = [sys.executable, "-m", "pip", "install", *options]
+        subprocess.run([*command, "--target", str(unfinished), *wheels], check=True, env=QUIET)
         for archive in (file for file in files if file.name.endswith(".tar.xz")):
             with tarfile.open(archive) as packed:
                 packed.extractall(unfinished, filter="data")

@@ -20,7 +20,7 @@ from internal.biz.models import Message, OutputFormat, Role
 
 AGREEING_SHARE = 0.5
 """Of greedy answers, how many have to be the same to the last token where rounding may differ."""
-NEAR_TIE = 0.9
+NEAR_TIE = 0.8
 """How likely the second choice has to be, by the likelihood of the first one, to be chosen by a rounding."""
 BATCH = 4
 
@@ -39,8 +39,10 @@ _CITY: dict[str, Any] = {
 class Comparison:
     """Of answers that should be the same to those that the library gave."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, *, goes_on: bool = False) -> None:
+        """`goes_on`: they were not allowed to end by themselves."""
         self._library = library
+        self._goes_on = goes_on
         self.same = 0
         self.ties: list[float] = []
         """For each that parted, how near a tie it was."""
@@ -49,7 +51,8 @@ class Comparison:
         if said == alone.text:
             self.same += 1
             return
-        self.ties.append(self._library.odds([*prompt, *alone.tokens[: _parting(alone, said)]]))
+        before = [*prompt, *alone.tokens[: _parting(alone, said)]]
+        self.ties.append(self._library.odds(before, goes_on=self._goes_on))
 
     @property
     def passed(self) -> bool:
@@ -134,7 +137,7 @@ async def a_long_answer_comes_in_parts_unnoticed(
     engine: Engine, library: Library, task: Task, book: Notebook
 ) -> None:
     tokens, reader = task.sizes.long_tokens, Reader(task.model)
-    told, complete = Comparison(library), True
+    told, complete = Comparison(library, goes_on=True), True
     for number in range(task.sizes.long_prompts):
         question = reader.near_the_end_of_a_page(f"{number}")
         prompt = reader.tokens(question)

@@ -92,11 +92,12 @@ class Library:
                 _hear(result, now_s)
         return Round(answers, time.perf_counter() - begun_s)
 
-    def odds(self, tokens: Sequence[int]) -> float:
+    def odds(self, tokens: Sequence[int], *, goes_on: bool = False) -> float:
         """How likely the second choice behind `tokens` is, by the likelihood of the first one: near 1 is a
-        tie, which a rounding decides."""
-        settings_ = self._settings(top_k=2, top_p=0.0)
-        job = self._job(tokens, 1, 0, gen_settings=settings_, return_top_tokens=2, return_probs=True)
+        tie, which a rounding decides. `goes_on`: to end is none of the choices."""
+        # Where it is 0, there is no second choice.
+        settings_ = self._settings(temperature=1.0, top_k=0, top_p=1.0)
+        job = self._job(tokens, 1, int(goes_on), gen_settings=settings_, return_top_tokens=2)
         self._generator.enqueue(job)
         found: list[float] = []
         while self._generator.num_remaining_jobs():

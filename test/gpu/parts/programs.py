@@ -21,6 +21,7 @@ import library
 from task import Task
 
 from cmd.local_redis import HOST, LocalRedis, find_server, free_port
+from internal.biz.errors import SluiceError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -92,6 +93,15 @@ class Site:
     @property
     def url(self) -> str:
         return f"ws://{HOST}:{self.server.port}"
+
+
+def why_no_redis() -> str:
+    """Empty where there is one to start."""
+    try:
+        find_server()
+    except SluiceError as error:
+        return error.message
+    return ""
 
 
 @contextlib.asynccontextmanager

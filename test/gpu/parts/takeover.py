@@ -6,7 +6,7 @@ from itertools import pairwise
 import chats
 from measure import percentile, same
 from outcome import Notebook
-from programs import MODEL, Program, Site, clients, converse, site
+from programs import MODEL, Program, Site, clients, converse, site, why_no_redis
 from questions import different
 from task import Task
 
@@ -18,7 +18,10 @@ SPOKEN = 10
 
 
 async def run(task: Task, book: Notebook) -> None:
-    """Raises Broken, and SluiceError where there is no Redis."""
+    """Raises Broken."""
+    if why := why_no_redis():
+        book.skip("kill -9 of a worker", why)
+        return
     sizes = task.sizes
     questions = different(sizes.killed_chats, "the takeover")
     lease = f"{sizes.lease_s:g}s"
