@@ -7,6 +7,7 @@ from outcome import Notebook
 from questions import CAPITAL, Reader, different
 from task import Task
 
+from internal.biz.errors import SluiceError
 from internal.biz.generation import FinishReason
 
 CACHES = ("q8", "q6", "q4")
@@ -27,12 +28,20 @@ async def caches(task: Task, book: Notebook) -> None:
         book.skip("caches of fewer bits", "they need kernels that only GPUs have")
         return
     for cache in CACHES:
-        async with running(task.load(cache=cache)) as engine:
-            answer = await engine.ask(CAPITAL, greedy(24))
-            # With heads as small as the bundled model's, four bits may cost the answer, but not its sense.
-            sense = ("Paris", "France", "capital") if cache == "q4" else ("Paris",)
-            passed = any(word in answer.text for word in sense)
-            book.check(f"a model with a cache of {cache} answers", passed, answer.text or str(answer.end))
+        name = f"a model with a cache of {cache} answers"
+        try:
+            await _with_cache(cache, name, task, book)
+        except SluiceError as error:
+            book.check(name, False, error.message)
+
+
+async def _with_cache(cache: str, name: str, task: Task, book: Notebook) -> None:
+    async with running(task.load(cache=cache)) as engine:
+        answer = await engine.ask(CAPITAL, greedy(24))
+        # With heads as small as the bundled model's, four bits may cost the answer, but not its sense.
+        sense = ("Paris", "France", "capital") if cache == "q4" else ("Paris",)
+        passed = any(word in answer.text for word in sense)
+        book.check(name, passed, answer.text or str(answer.end))
 
 
 async def draft(task: Task, book: Notebook) -> None:
