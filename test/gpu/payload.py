@@ -35,6 +35,7 @@ FROM_DEV = frozenset(
         "iniconfig",
         "packaging",
         "pluggy",
+        "psutil",
         "pygments",
         "pytest",
         "pytest-asyncio",
