@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import aiohttp
@@ -41,12 +41,13 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An answer. `at_s`: when text came, in seconds after all had been asked. `fault`: what is wrong with the
-    events, or how it failed; empty where all is well."""
+    """An answer. `at_s`: when text came, in seconds after all had been asked, and `chars` how much there was
+    then. `fault`: what is wrong with the events, or how it failed; empty where all is well."""
 
     text: str
     output_tokens: int
     at_s: list[float]
+    chars: list[int]
     fault: str
 
 
@@ -117,7 +118,8 @@ class Chat:
         last = events[-1][1] if events else {}
         response = last.get("response") or {}
         output_tokens = (response.get("usage") or {}).get("output_tokens", 0)
-        return Heard(text, output_tokens, [at_s for at_s, _ in deltas], self.error or _fault(events, text))
+        at_s, chars = [at_s for at_s, _ in deltas], accumulate(len(event["delta"]) for _, event in deltas)
+        return Heard(text, output_tokens, at_s, list(chars), self.error or _fault(events, text))
 
 
 def _fault(events: list[tuple[float, dict[str, Any]]], text: str) -> str:

@@ -54,7 +54,6 @@ class Heard:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._answers: dict[Job, Answer] = {}
-        self.lost: EngineLost | None = None
 
     def expect(self, job: Job) -> Answer:
         answer = self._answers[job] = Answer(job)
@@ -70,7 +69,10 @@ class Heard:
     async def room(self) -> None: ...
 
     def fail(self, error: EngineLost) -> None:
-        self.lost = error
+        self._loop.call_soon_threadsafe(self._lose, error)
+
+    def _lose(self, error: EngineLost) -> None:
+        self._take([(job, Finished(FinishReason.ERROR, error=error)) for job in self._answers])
 
     def _take(self, step: list[Chunk]) -> None:
         for job, output in step:

@@ -6,6 +6,7 @@ different texts. Such a parting is told, and is none of our faults; any other on
 """
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -100,8 +101,10 @@ async def a_cancelled_answer_gives_its_pages_back(
     await cancelled.wait(steps=3)
     free_while = model.free_pages
     steps_before, other_before = cancelled.steps, other.steps
+    cancelled_at_s = time.perf_counter()
     engine.generator.cancel(cancelled.job)
     await cancelled.wait()
+    took_ms = (cancelled.ended_at_s - cancelled_at_s) * 1000
     steps = max(cancelled.steps - steps_before, other.steps - other_before)
     free_after = model.free_pages
     goes_on = other.end is None
@@ -114,7 +117,7 @@ async def a_cancelled_answer_gives_its_pages_back(
         and free_while < free_before <= free_after
         and goes_on
         and model.free_pages == model.pages,
-        f"{steps} steps later; free pages {free_before} → {free_while} → {free_after}, "
+        f"after {took_ms:.1f} ms and {steps} steps; free pages {free_before} → {free_while} → {free_after}, "
         f"in the end {model.free_pages} of {model.pages}",
     )
 

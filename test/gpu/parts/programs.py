@@ -181,7 +181,7 @@ class Bare:
         self._process.stdin.write((json.dumps({"questions": questions, "tokens": tokens}) + "\n").encode())
         found = json.loads(await _line(self._process, library.MARK))
         each = zip(found["texts"], found["at_s"], strict=True)
-        return chats.Round([chats.Heard(text, tokens, at_s, "") for text, at_s in each], found["seconds"])
+        return chats.Round([chats.Heard(text, tokens, at_s, [], "") for text, at_s in each], found["seconds"])
 
 
 @contextlib.asynccontextmanager

@@ -10,9 +10,11 @@ from programs import MODEL, Program, Site, clients, converse, site, why_no_redis
 from questions import different
 from task import Task
 
-AGREEING_SHARE = 0.5
-"""Of the answers, how many have to be what they are undisturbed. What was said is read again as text by the
-next worker, in another batch: near ties may go another way from there."""
+SEAM_SHARE = 0.25
+"""Of the answers that were taken over, how many may part from the undisturbed ones where the next worker went
+on. It reads what was said again as text, in another batch, and near ties may go another way; but seldom just
+there. Anywhere else an answer may part for the same reason, whether it was taken over or not."""
+SEAM_FRAMES = 3
 SPOKEN = 10
 """Tokens that each answer has when the worker is killed."""
 
@@ -30,12 +32,17 @@ async def run(task: Task, book: Notebook) -> None:
         disturbed, lost = await _with_a_death(served, questions, sizes.killed_tokens)
     alike = same(disturbed.answers, undisturbed.answers)
     faults = undisturbed.faults + disturbed.faults
-    silences = sorted((_longest_silence(it) for it in disturbed.answers), reverse=True)
+    both = list(zip(disturbed.answers, undisturbed.answers, strict=True))
+    both.sort(key=lambda pair: _longest_silence(pair[0])[0], reverse=True)
+    seams = sum(_parts_at_seam(ours, theirs) for ours, theirs in both[:lost])
+    silences = [_longest_silence(ours)[0] for ours, _ in both]
     taken_over = silences[:lost]
     book.check(
         f"kill -9 of a worker: {lost} of {len(questions)} answers are taken over, and all are whole",
-        lost > 0 and not faults and alike >= AGREEING_SHARE * len(questions),
-        faults[0] if faults else f"{alike} of {len(questions)} are what they are undisturbed",
+        lost > 0 and not faults and seams <= SEAM_SHARE * lost,
+        faults[0]
+        if faults
+        else f"{alike} of {len(questions)} are what they are undisturbed, {seams} part just at the seam",
     )
     book.figure(
         "Takeover after kill -9",
@@ -68,5 +75,17 @@ def _running(worker: Program) -> int:
     return int(sum(worker.samples("sluice_engine_running").values()))
 
 
-def _longest_silence(answer: chats.Heard) -> float:
-    return max((after - before for before, after in pairwise(answer.at_s)), default=0.0)
+def _longest_silence(answer: chats.Heard) -> tuple[float, int]:
+    """How long, and behind how many frames of text."""
+    gaps = ((after - before, frames) for frames, (before, after) in enumerate(pairwise(answer.at_s), 1))
+    return max(gaps, default=(0.0, 0))
+
+
+def _parts_at_seam(ours: chats.Heard, theirs: chats.Heard) -> bool:
+    if ours.text == theirs.text:
+        return False
+    _, frames = _longest_silence(ours)
+    pairs = enumerate(zip(ours.text, theirs.text, strict=False))
+    same = next((at for at, (a, b) in pairs if a != b), min(len(ours.text), len(theirs.text)))
+    before, soon = ours.chars[frames - 1], ours.chars[min(frames + SEAM_FRAMES, len(ours.chars)) - 1]
+    return before <= same < soon

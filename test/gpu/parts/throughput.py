@@ -61,9 +61,9 @@ async def _measure(task: Task, book: Notebook, driver: str, count: int, alone: B
             "WebSocket, tokens/s": f"{rate(ours):,.0f}",
             "ratio": f"{percent:.1f} %" + (" ✓" if percent >= GOAL_PERCENT else f" (goal {GOAL_PERCENT:g})"),
             "first token p50 / p99, ms": ms(firsts(ours)),
-            "alone": ms(firsts(theirs)),
+            "alone: first token": ms(firsts(theirs)),
             "between tokens p50 / p99, ms": ms(gaps(ours)),
-            "alone ": ms(gaps(theirs)),
+            "alone: between": ms(gaps(theirs)),
             "server's loop late by p50 / p99 / max, ms": str(lag),
         },
     )
