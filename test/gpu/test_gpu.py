@@ -7,7 +7,6 @@ for a GPU.
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,6 @@ def _missing() -> str:
 
 if reason := _missing():
     pytest.skip(f"{reason}: these need an NVIDIA GPU", allow_module_level=True)
-
-sys.path.insert(0, str(Path(__file__).with_name("parts")))
 
 import model_folders  # noqa: E402
 from task import SMALL, Sizes, Task  # noqa: E402

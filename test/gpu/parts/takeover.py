@@ -34,7 +34,7 @@ async def run(task: Task, book: Notebook) -> None:
     faults = undisturbed.faults + disturbed.faults
     both = list(zip(disturbed.answers, undisturbed.answers, strict=True))
     both.sort(key=lambda pair: _longest_silence(pair[0])[0], reverse=True)
-    seams = sum(_parts_at_seam(ours, theirs) for ours, theirs in both[:lost])
+    seams = sum(parts_at_seam(ours, theirs) for ours, theirs in both[:lost])
     silences = [_longest_silence(ours)[0] for ours, _ in both]
     taken_over = silences[:lost]
     book.check(
@@ -81,7 +81,7 @@ def _longest_silence(answer: chats.Heard) -> tuple[float, int]:
     return max(gaps, default=(0.0, 0))
 
 
-def _parts_at_seam(ours: chats.Heard, theirs: chats.Heard) -> bool:
+def parts_at_seam(ours: chats.Heard, theirs: chats.Heard) -> bool:
     if ours.text == theirs.text:
         return False
     _, frames = _longest_silence(ours)
