@@ -260,7 +260,8 @@ def _pack_engine(place: Place, archive: Path) -> None:
     kernels = place.out / "flash-attn" / "flash_attn_2_cuda.so"
     tree = place.out / "engine"
     shutil.rmtree(tree, ignore_errors=True)
-    ignored = shutil.ignore_patterns("__pycache__", "*.cu", "*.cuh", "*.cpp", "*.h", "*.hpp")
+    # With its sources: where the extension does not fit after all, the library compiles another one.
+    ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(place.site / "exllamav2", tree / "exllamav2", ignore=ignored)
     for library in (extension, kernels):
         shutil.copyfile(library, tree / library.name)
