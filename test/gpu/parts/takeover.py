@@ -1,6 +1,7 @@
 """A worker is killed in the middle of its answers, under load: another one goes on with them."""
 
 import asyncio
+from collections.abc import Sequence
 from itertools import pairwise
 
 import chats
@@ -37,12 +38,11 @@ async def run(task: Task, book: Notebook) -> None:
     seams = sum(parts_at_seam(ours, theirs) for ours, theirs in both[:lost])
     silences = [_longest_silence(ours)[0] for ours, _ in both]
     taken_over = silences[:lost]
+    at_seam = f"{seams} of {lost} part just at the seam{_distances(both[:lost])}"
     book.check(
         f"kill -9 of a worker: {lost} of {len(questions)} answers are taken over, and all are whole",
         lost > 0 and not faults and seams <= SEAM_SHARE * lost,
-        faults[0]
-        if faults
-        else f"{alike} of {len(questions)} are what they are undisturbed, {seams} part just at the seam",
+        faults[0] if faults else f"{alike} of {len(questions)} are what they are undisturbed; {at_seam}",
     )
     book.figure(
         "Takeover after kill -9",
@@ -85,7 +85,19 @@ def parts_at_seam(ours: chats.Heard, theirs: chats.Heard) -> bool:
     if ours.text == theirs.text:
         return False
     _, frames = _longest_silence(ours)
-    pairs = enumerate(zip(ours.text, theirs.text, strict=False))
-    same = next((at for at, (a, b) in pairs if a != b), min(len(ours.text), len(theirs.text)))
+    same = _parting(ours, theirs)
     before, soon = ours.chars[frames - 1], ours.chars[min(frames + SEAM_FRAMES, len(ours.chars)) - 1]
     return before <= same < soon
+
+
+def _parting(ours: chats.Heard, theirs: chats.Heard) -> int:
+    """How many characters are the same before they part."""
+    pairs = enumerate(zip(ours.text, theirs.text, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(ours.text), len(theirs.text)))
+
+
+def _distances(pairs: Sequence[tuple[chats.Heard, chats.Heard]]) -> str:
+    """Of those that part: how many characters behind the seam, before it where the number is negative."""
+    parted = [(ours, theirs) for ours, theirs in pairs if ours.text != theirs.text]
+    places = sorted(_parting(it, other) - it.chars[_longest_silence(it)[1] - 1] for it, other in parted)
+    return f" (parted {', '.join(map(str, places))} characters behind it)" if places else ""
