@@ -13,7 +13,7 @@ from pathlib import Path
 
 import model_folders
 from one_part import PARTS
-from outcome import Outcome, as_json, as_markdown
+from outcome import Outcome, as_json, as_markdown, read
 from task import SMALL, Sizes, Task
 from trial import is_gpu, tried
 
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
                 _tell(outcomes[-1])
         except KeyboardInterrupt:
             stopped = True
+            found = {name: Path(folder) / f"{name}.json" for name in options.parts[len(outcomes) :][:1]}
+            outcomes += [read(name, file, 0.0, "it was stopped") for name, file in found.items()]
     print(as_markdown(outcomes, about), flush=True)
     return 0 if not stopped and all(outcome.passed for outcome in outcomes) else 1
 
