@@ -109,6 +109,7 @@ class Batch:
     def step(self) -> Steps:
         """Start what there is room for, and take one step of the library."""
         steps: Steps = {}
+        self.is_full = False
         if self._waiting:
             self._admit(steps)
         if self._active:
@@ -137,7 +138,6 @@ class Batch:
         """Hand over to the library what fits, in order."""
         library, free = self._library, self._library.free_pages
         unread = sum(min(len(it.tokens), library.chunk_size) for it in self._active if not it.has_spoken)
-        self.is_full = False
         for run in self._candidates():
             if len(self._active) >= library.slots or (unread >= library.chunk_size and self._active):
                 return

@@ -383,6 +383,24 @@ async def test_what_does_not_fit_into_the_cache_waits_in_order(
     assert engine.capabilities.slots == 8
 
 
+async def test_it_is_no_longer_full_when_the_one_that_waited_has_left(
+    start: Start, sink: "Sink", library: "ScriptedLibrary", load: LoadOptions
+) -> None:
+    library.script = "x" * 400
+    engine = await start(load=replace(load, cache_tokens=2048))
+    jobs = [job("y" * 900, Settings(max_output_tokens=500)) for _ in range(2)]
+    for it in jobs:
+        engine.submit(it)
+    while engine.capabilities.slots == 8:
+        await sink.step()
+    engine.cancel(jobs[1])
+    steps = [await sink.step()]
+    while not any(one is jobs[1] and isinstance(output, Finished) for one, output in steps[-1]):
+        steps.append(await sink.step())
+    await sink.step()
+    assert engine.capabilities.slots == 8
+
+
 async def test_a_step_that_fails_ends_those_that_were_in_it_and_nobody_else(
     start: Start, sink: "Sink", library: "ScriptedLibrary"
 ) -> None:
