@@ -317,8 +317,8 @@ async def test_who_reads_slowly_gets_everything(api: "Api") -> None:
     async with streaming(api) as response:
         run = await api.engine.claim()
         said = [f"{number:07d} " for number in range(100_000)]
-        for start in range(0, len(said), 5000):
-            await run.say(*said[start : start + 5000])
+        for start in range(0, len(said), 1000):
+            await run.say(*said[start : start + 1000])
             await asyncio.sleep(0)
         await run.finish()
         got = ""
