@@ -10,7 +10,8 @@ import itertools
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jinja2
@@ -149,25 +150,26 @@ def _mark(content: str) -> str:
 
 
 def _split(text: str) -> list[Piece]:
-    pieces: list[Piece] = []
+    return [
+        Piece("".join(text for text, _ in run), special)
+        for special, run in itertools.groupby(_parts(text), key=itemgetter(1))
+    ]
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """Texts that are not empty, and whether they are special."""
+    is_first = True
     for part in text.split(_OPEN):
         content, mark, behind = part.partition(_CLOSE)
-        if mark:
-            # A template that cut a message apart leaves marks without a partner: that is still content.
-            *orphans, behind = behind.split(_CLOSE)
-            _add(pieces, "".join((content, *orphans)), special=False)
-            _add(pieces, behind, special=True)
-        else:
-            _add(pieces, content, special=not pieces)
-    return pieces
-
-
-def _add(pieces: list[Piece], text: str, *, special: bool) -> None:
-    """Add a piece, as one with its neighbour where both are of a kind."""
-    if pieces and pieces[-1].special == special:
-        text = pieces.pop().text + text
-    if text:
-        pieces.append(Piece(text, special))
+        # A template that cut a message apart leaves marks without a partner: that is still content.
+        *orphans, behind = behind.split(_CLOSE)
+        said = "".join((content, *orphans))
+        if said:
+            yield said, is_first and not mark
+            is_first = False
+        if behind:
+            yield behind, True
+            is_first = False
 
 
 def _tojson(
@@ -205,11 +207,16 @@ def fit(
     and the last turn stay. `tokenize` is called O(log turns) times. Raises ContextLengthExceeded.
     """
     kept = list(messages)
-    if truncation is Truncation.DISABLED:
-        tokens = tokenize(kept)
-    else:
-        starts = [i for i, message in enumerate(kept) if message.role is Role.USER]
-        tokens = _fit_newest(kept, starts, limit, tokenize)
+    starts = [i for i, message in enumerate(kept) if message.role is Role.USER]
+    is_whole = truncation is Truncation.DISABLED or not starts
+    least = kept if is_whole else _from_turn(kept, starts, len(starts) - 1)
+    chars = sum(message.chars for message in least)
+    # To tokenise it takes long, and others wait for that.
+    if chars > limit * MAX_CHARS_PER_TOKEN:
+        raise ContextLengthExceeded(
+            f"the prompt has {chars} characters, but this model takes {limit} tokens", param="input"
+        )
+    tokens = tokenize(kept) if is_whole else _fit_newest(kept, starts, limit, tokenize)
     if len(tokens) > limit:
         raise ContextLengthExceeded(
             f"the prompt has {len(tokens)} tokens, but this model takes {limit}", param="input"
@@ -225,8 +232,6 @@ def _fit_newest(
 ) -> list[int]:
     """The tokens of as many of the newest turns as fit, or of the last one. A turn begins at each of
     `starts`."""
-    if not starts:
-        return tokenize(messages)
     chars = list(itertools.accumulate((message.chars for message in messages), initial=0))
     before = [chars[start] for start in starts]
     hopeless = chars[-1] - limit * MAX_CHARS_PER_TOKEN

@@ -77,6 +77,10 @@ class Batch:
         self._waiting: deque[Run] = deque()
         self._active: dict[Run, None] = {}
         self._adapters: tuple[LoraOptions, ...] = ()
+        self._added = 0
+        self._lacking: Run | None = None
+        """Who was the last to find no place, and how many pages that takes."""
+        self._lacking_pages = 0
         self.is_full = False
         """Somebody waits for a place in the cache."""
 
@@ -85,7 +89,8 @@ class Batch:
         return not (self._waiting or self._active)
 
     def add(self, run: Run) -> None:
-        run.waiting_since_s = self._clock()
+        self._added += 1
+        run.number, run.waiting_since_s = self._added, self._clock()
         self._waiting.append(run)
 
     def cancel(self, run: Run) -> Steps:
@@ -109,9 +114,7 @@ class Batch:
     def step(self) -> Steps:
         """Start what there is room for, and take one step of the library."""
         steps: Steps = {}
-        self.is_full = False
-        if self._waiting:
-            self._admit(steps)
+        self.is_full = bool(self._waiting) and not self._admit(steps)
         if self._active:
             begun_s = self._clock()
             for result in self._library.iterate():
@@ -134,13 +137,17 @@ class Batch:
 
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _admit(self, steps: Steps) -> None:
-        """Hand over to the library what fits, in order."""
+    def _admit(self, steps: Steps) -> bool:
+        """Hand over to the library what fits, in order. False: somebody waits for a place in the cache."""
         library, free = self._library, self._library.free_pages
         unread = sum(min(len(it.tokens), library.chunk_size) for it in self._active if not it.has_spoken)
         for run in self._candidates():
-            if len(self._active) >= library.slots or (unread >= library.chunk_size and self._active):
-                return
+            if len(self._active) >= library.slots:
+                return True
+            if not run.has_spoken and unread >= library.chunk_size and self._active:
+                continue  # what was read once is in the cache
+            if run is self._lacking and free < self._lacking_pages:
+                return False
             try:
                 run.library_job = library.job(run, run.next_part(is_paged=library.is_paged))
                 pages = library.enqueue(run.library_job)
@@ -150,13 +157,21 @@ class Batch:
                 continue
             if pages > free:
                 library.cancel(run.library_job)
-                self.is_full = True
-                return
+                # To find that out takes milliseconds for a long prompt.
+                self._lacking, self._lacking_pages = run, pages
+                return False
             free -= pages
+            self._found_place(run)
             self._waiting.remove(run)
             self._active[run] = None
             if not run.has_spoken:
                 unread += min(len(run.tokens), library.chunk_size)
+        return True
+
+    def _found_place(self, run: Run) -> None:
+        """Or needs none any more."""
+        if run is self._lacking:
+            self._lacking = None
 
     def _candidates(self) -> list[Run]:
         """Those that wait and go with the adapters in use, in order. Others get their turn after TURN_S: then
@@ -195,10 +210,18 @@ class Batch:
                 self._library.cancel(run.library_job)
             self._end(run, steps)
         elif run.is_paused:
-            # Ahead of all who have not begun.
             del self._active[run]
             run.waiting_since_s = self._clock()
-            self._waiting.appendleft(run)
+            self._put_back(run)
+
+    def _put_back(self, run: Run) -> None:
+        """Ahead of all who have not begun, behind those who began before it."""
+        place = 0
+        for other in self._waiting:
+            if not other.has_spoken or other.number > run.number:
+                break
+            place += 1
+        self._waiting.insert(place, run)
 
     def _end(self, run: Run, steps: Steps) -> None:
         try:
@@ -215,6 +238,7 @@ class Batch:
 
     def _forget(self, run: Run) -> None:
         self._active.pop(run, None)
+        self._found_place(run)
         if run in self._waiting:
             self._waiting.remove(run)
         run.owner.ended(run.job)

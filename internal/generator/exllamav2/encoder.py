@@ -13,7 +13,7 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ MAX_REMEMBERED_TOKENS = 4 << 20
 
 
 class ReplyMemory:
-    """The tokens of answers, by their text. The one that was not looked at for longest is forgotten first.
+    """The tokens of answers, by all that stood before them and by their text: who has another prompt never
+    meets them. The one that was not looked at for longest is forgotten first.
 
     For any thread.
     """
@@ -35,8 +36,8 @@ class ReplyMemory:
         self._size = 0
         self._lock = threading.Lock()
 
-    def remember(self, text: str, tokens: Sequence[int]) -> None:
-        key = _key(text)
+    def remember(self, before: "Prefix", text: str, tokens: Sequence[int]) -> None:
+        key = before.key(text)
         with self._lock:
             self._size += len(tokens) - len(self._replies.pop(key, ()))
             self._replies[key] = array("i", tokens)
@@ -44,60 +45,90 @@ class ReplyMemory:
                 _, forgotten = self._replies.popitem(last=False)
                 self._size -= len(forgotten)
 
-    def find(self, text: str) -> Sequence[int] | None:
-        key = _key(text)
+    def find(self, before: "Prefix", text: str) -> Sequence[int] | None:
+        key = before.key(text)
         with self._lock:
             if (tokens := self._replies.get(key)) is not None:
                 self._replies.move_to_end(key)
             return tokens
 
 
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+class Prefix:
+    """What stands before an answer, as a digest that grows with it."""
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+        self.add(tokens)
+
+    def add(self, tokens: Sequence[int]) -> None:
+        self._digest.update(array("i", tokens).tobytes())
+
+    def key(self, text: str) -> bytes:
+        digest = self._digest.copy()
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        return digest.digest()
 
 
 class Encoder:
     """Makes tokens. Costs about a microsecond for four characters, most of it without the interpreter's
     lock."""
 
-    def __init__(self, file: Path, memory: ReplyMemory) -> None:
-        """`file`: the model's tokenizer.json."""
+    def __init__(self, file: Path, memory: ReplyMemory, markup: str) -> None:
+        """`file`: the model's tokenizer.json; `markup`: a text with the tokens that dialogues are written
+        with."""
         from tokenizers import Tokenizer
 
         described = json.loads(file.read_text(encoding="utf-8"))
+        self.memory = memory
         self._first = Tokenizer.from_str(json.dumps(described))
         self._later = Tokenizer.from_str(json.dumps(_without_prefix(described)))
-        self.memory = memory
-        added = [token["content"] for token in described.get("added_tokens") or ()]
-        # The longest first, as the tokenizer finds them.
-        self._added = re.compile(
-            "|".join(re.escape(it) for it in sorted(added, key=len, reverse=True)) or "(?!)"
+        added = described.get("added_tokens") or ()
+        self._added = frozenset(token["content"] for token in added)
+        self._reserved = _Reserved(
+            token["content"] for token in added if token["special"] or token["content"] in markup
         )
-
-    @property
-    def vocabulary_size(self) -> int:
-        return int(self._first.get_vocab_size())
 
     def special(self, text: str) -> int | None:
         """The token that is written so, if it is one that no text becomes."""
-        if self._added.fullmatch(text) is None:
+        if text not in self._added:
             return None
         found: int | None = self._first.token_to_id(text)
         return found
 
-    def encode(self, pieces: Sequence[Piece], *, continues: bool = False) -> list[int]:
-        """The tokens of a prompt, or (`continues`) of what stands behind one."""
+    def encode(
+        self, pieces: Sequence[Piece], *, continues: bool = False, replies: Collection[str] = ()
+    ) -> list[int]:
+        """The tokens of a prompt, or (`continues`) of what stands behind one. `replies` are what the model
+        said before: each is tokenised by itself, or found again."""
         tokens: list[int] = []
+        before = Prefix()
         run: list[Piece] = []
+
+        def flush() -> None:
+            more = self._encode(run, continues=continues or bool(tokens))
+            before.add(more)
+            tokens.extend(more)
+            run.clear()
+
         for piece in pieces:
-            known = None if piece.special else self.memory.find(piece.text)
-            if known is None:
+            if piece.special or piece.text not in replies:
                 run.append(piece)
                 continue
-            tokens += self._encode(run, continues=continues or bool(tokens))
-            tokens += known
-            run = []
-        return tokens + self._encode(run, continues=continues or bool(tokens))
+            flush()
+            known = self.memory.find(before, piece.text)
+            if known is None:
+                run.append(piece)
+                flush()
+            else:
+                before.add(known)
+                tokens.extend(known)
+        flush()
+        return tokens
+
+    def remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
+        """An answer to `prompt`. Only where the tokens are the text: the library says nothing of some."""
+        if self._first.decode(list(tokens), skip_special_tokens=False).lstrip() == text.lstrip():
+            self.memory.remember(Prefix(prompt), text, tokens)
 
     def _encode(self, run: Sequence[Piece], *, continues: bool) -> list[int]:
         """Tokens of pieces as of one text: words do not end where pieces do."""
@@ -116,16 +147,42 @@ class Encoder:
         text = "".join(piece.text for piece in run)
         ends = list(itertools.accumulate(len(piece.text) for piece in run))
         begin = at = 0
-        while (match := self._added.search(text, at)) is not None:
-            place = bisect_right(ends, match.start())
-            if run[place].special and match.end() <= ends[place]:
-                at = match.end()
+        while (found := self._reserved.find(text, at)) is not None:
+            start, end = found
+            place = bisect_right(ends, start)
+            if run[place].special and end <= ends[place]:
+                at = end
                 continue
-            at = match.start() + 1
+            at = start + 1
             yield text[begin:at]
             begin = at
         if begin < len(text):
             yield text[begin:]
+
+
+class _Reserved:
+    """Finds special tokens in a text: the first one, and of several the longest, as tokenizers do.
+
+    Not one expression of all of them: to try thousands at every place takes seconds, all of them with the
+    interpreter's lock.
+    """
+
+    def __init__(self, contents: Iterable[str]) -> None:
+        # White space is nobody's markup, though some tokenizers have tokens for much of it.
+        self._contents = frozenset(content for content in contents if not content.isspace())
+        self._sizes = sorted({len(content) for content in self._contents}, reverse=True)
+        firsts = "".join(sorted({re.escape(content[0]) for content in self._contents}))
+        self._first = re.compile(f"[{firsts}]" if firsts else "(?!)")
+
+    def find(self, text: str, at: int) -> tuple[int, int] | None:
+        """Where it begins and ends, from `at` on."""
+        for match in self._first.finditer(text, at):
+            start = match.start()
+            for size in self._sizes:
+                found = text[start : start + size]
+                if found in self._contents:
+                    return start, start + len(found)
+        return None
 
 
 def _without_prefix(described: dict[str, Any]) -> dict[str, Any]:

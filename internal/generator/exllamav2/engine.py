@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from internal.biz.errors import EngineLost, GenerationFailed, SluiceError, UnsupportedParameter
+from internal.biz.errors import EngineLost, GenerationFailed, SluiceError
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
-from internal.biz.models import SAMPLING_FEATURES, Feature, Usage
+from internal.biz.models import SAMPLING_FEATURES, Feature, Role, Usage
 from internal.biz.ports import Capabilities, Progress, Sink
 from internal.biz.sampling import RareSampling
 from internal.generator.brief import Brief, Stopped
@@ -38,7 +38,9 @@ class _Ticket:
 class ExLlamaV2Generator:
     """Implements Generator, and the engine's Owner."""
 
-    FEATURES = SAMPLING_FEATURES | {
+    # Not BANNED_STRINGS: the library takes tokens back in pages that others share, and what it took back
+    # stays in what it says that it generated.
+    FEATURES = (SAMPLING_FEATURES - {Feature.BANNED_STRINGS}) | {
         Feature.STOP,
         Feature.LOGPROBS,
         Feature.OUTPUT_FORMAT,
@@ -111,7 +113,9 @@ class ExLlamaV2Generator:
         """Hand the answer to the engine's thread, or say how it has ended already."""
         encoder = self._host.encoder
         assert encoder is not None
-        brief = Brief(job, self._template, encoder.encode, lambda: ticket.cancelled or self._stopping)
+        replies = frozenset(it.content for it in job.messages if it.role is Role.ASSISTANT and it.content)
+        encode = partial(encoder.encode, replies=replies)
+        brief = Brief(job, self._template, encode, lambda: ticket.cancelled or self._stopping)
         tell = partial(self._end, job, brief)
         try:
             run, reason = self._brief(brief)
@@ -147,11 +151,6 @@ class ExLlamaV2Generator:
             return None, end
         sampling = layered(brief.job.settings.sampling, self.options.sampling, folder.sampling, NEUTRAL)
         rare, logprobs = sampling.rare or RareSampling(), brief.job.settings.logprobs
-        if rare.banned_strings and brief.grammar is not None:
-            raise UnsupportedParameter(
-                "banned_strings cannot be had together with response_format or a tool_choice",
-                param="banned_strings",
-            )
         order = Order(
             settings=model.settings(settings(sampling)),
             stop_tokens=self._stop_tokens,
@@ -159,7 +158,6 @@ class ExLlamaV2Generator:
             seed=sampling.seed,
             filter=self._filter(brief),
             min_tokens=(rare.min_tokens or 0) - brief.said_tokens,
-            banned_strings=rare.banned_strings,
             score=None if logprobs is None else partial(model.scores, top=logprobs),
         )
         return Run(brief.job, self, brief, order), FinishReason.STOP
@@ -197,9 +195,9 @@ class ExLlamaV2Generator:
     def ended(self, job: Job) -> None:
         self._tickets.pop(job, None)
 
-    def remember(self, text: str, tokens: Sequence[int]) -> None:
+    def remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
         if self._host.encoder is not None:
-            self._host.encoder.memory.remember(text, tokens)
+            self._host.encoder.remember(prompt, text, tokens)
 
     def lose(self, error: EngineLost) -> None:
         if self._sink is not None:

@@ -21,6 +21,9 @@ from internal.generator.schemas import Vocabulary
 
 log = logging.getLogger(__name__)
 
+MARKUP = "<think></think><tool_call></tool_call><tool_response></tool_response>"
+"""What models are taught to write, whatever their template says."""
+
 
 class LoadedModel(Library, Protocol):
     """What loading makes."""
@@ -89,7 +92,8 @@ class Host:
     @property
     def is_full(self) -> bool:
         """Answers wait for a place in the cache: nobody else has to be asked for."""
-        return self._batch is not None and self._batch.is_full
+        batch = self._batch
+        return batch is not None and batch.is_full
 
     async def enter(self, owner: Owner, progress: Progress) -> None:
         """Return when the model is loaded. Raises GenerationFailed, and then the owner is not in."""
@@ -147,7 +151,7 @@ class Host:
         try:
             self.folder = ModelFolder.read(self._options.path)
             tokenizer = self._options.path / "tokenizer.json"
-            self.encoder = Encoder(tokenizer, ReplyMemory())
+            self.encoder = Encoder(tokenizer, ReplyMemory(), self.folder.chat_template + MARKUP)
             self.vocabulary = Vocabulary(tokenizer, min(self.folder.stop_tokens, default=None))
             model = self._load_model(self._options, self._adapters, self._told, lambda: not self._stopping)
         except Exception as error:

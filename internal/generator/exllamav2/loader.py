@@ -63,11 +63,15 @@ class _Loader:
         paged = self._packages.paged and not config.no_flash_attn
         slots = options.slots if paged else 1
         queries = options.draft_tokens + 2 if options.draft is not None else 1
-        chunk_size = _whole_pages(max(options.chunk_size, slots * queries))
+        # The library cuts it to the context when it fills several GPUs.
+        chunk_size = min(
+            _whole_pages(max(options.chunk_size, slots * queries)),
+            max(PAGE_TOKENS, _whole_pages(context - PAGE_TOKENS + 1)),
+        )
         cache_tokens = _whole_pages(options.cache_tokens or context)
         draft, draft_cache, begun = None, None, 0.0
         if options.draft is not None:
-            draft_config = self._draft_config(options.draft.path, context)
+            draft_config = self._draft_config(options.draft.path, context, config.vocab_size)
             draft, draft_cache = self._weights(
                 draft_config, chunk_size, cache_tokens, self._told(0.0, _SHARE_OF_DRAFT)
             )
@@ -96,8 +100,12 @@ class _Loader:
         config.arch_compat_overrides(quiet=True)
         return config
 
-    def _draft_config(self, path: Path, context: int) -> Any:
+    def _draft_config(self, path: Path, context: int, vocabulary: int) -> Any:
         config = self._config(path)
+        if config.vocab_size > vocabulary:
+            raise _invalid(
+                f"the draft model {path} has another vocabulary: {config.vocab_size} tokens, not {vocabulary}"
+            )
         if config.max_seq_len < context:
             raise _invalid(
                 f"the draft model {path} takes {config.max_seq_len} tokens: "

@@ -65,7 +65,6 @@ class Model:
             seed=order.seed,
             stop_conditions=sorted(order.stop_tokens),
             filters=[order.filter] if order.filter is not None else None,
-            banned_strings=list(order.banned_strings),
             return_logits=order.score is not None,
             identifier=run,
         )

@@ -20,6 +20,8 @@ from internal.generator.brief import Brief
 from internal.generator.exllamav2.grammar import GrammarFilter
 from internal.generator.exllamav2.options import PAGE_TOKENS, LoraOptions
 
+SCORED_TOKENS = 32
+"""How many a part has at most whose tokens are to be scored."""
 _BROKEN = "\ufffd"
 """What the library writes for a character of which a part is missing yet."""
 
@@ -27,8 +29,7 @@ _BROKEN = "\ufffd"
 @dataclass(frozen=True, slots=True)
 class Order:
     """How an answer is to be generated. `settings` are the library's own, and keep state: they are for this
-    answer alone. It has at least `min_tokens`, and none of `banned_strings`. `score` says how likely tokens
-    were, from their logits."""
+    answer alone. It has at least `min_tokens`. `score` says how likely tokens were, from their logits."""
 
     settings: Any
     stop_tokens: frozenset[int]
@@ -36,7 +37,6 @@ class Order:
     seed: int | None = None
     filter: GrammarFilter | None = None
     min_tokens: int = 0
-    banned_strings: tuple[str, ...] = ()
     score: Callable[[Any, Sequence[int]], Sequence[TokenScore]] | None = None
 
 
@@ -49,8 +49,8 @@ class Owner(Protocol):
     def ended(self, job: Job) -> None:
         """Nothing more is said of it, but for the step at hand."""
 
-    def remember(self, text: str, tokens: Sequence[int]) -> None:
-        """What was said, in text and in tokens."""
+    def remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
+        """What was said to a prompt, in text and in tokens."""
 
     def lose(self, error: EngineLost) -> None:
         """The engine has ended, and with it all answers, without a word."""
@@ -74,6 +74,8 @@ class Run:
         self.has_spoken = False
         self.cached_tokens = 0
         """Of the prompt, when it was read first."""
+        self.number = 0
+        """The place in the order in which all came."""
         self.waiting_since_s = 0.0
         self.library_job: Any = None
         """The part at hand; the last one, while it waits for the next."""
@@ -95,11 +97,12 @@ class Run:
         return self.brief.max_tokens - self.new_tokens
 
     def next_part(self, *, is_paged: bool) -> int:
-        """How many tokens the next part has: up to the end of a page of the cache, and at least one page. All
-        that is left, where there are no pages; and where strings are banned: the library takes back what it
-        said, and its results do not tell how much that was."""
-        is_whole = self.order.banned_strings or not is_paged
-        part = self.left if is_whole else min(self.left, 2 * PAGE_TOKENS - len(self.tokens) % PAGE_TOKENS)
+        """How many tokens the next part has: up to the end of a page of the cache, and at least one page; all
+        that is left where there are no pages."""
+        part = self.left if not is_paged else min(self.left, 2 * PAGE_TOKENS - len(self.tokens) % PAGE_TOKENS)
+        if self.order.score is not None:
+            # The library keeps the logits of what it holds back: a row of the vocabulary for each token.
+            part = min(part, SCORED_TOKENS)
         self._is_last_part = part == self.left
         self.is_paused = False
         return part
@@ -183,4 +186,5 @@ class Run:
         """A dialogue that goes on repeats the answer. Reasoning and calls it writes in another way."""
         written = "".join(self._written)
         if written and written == "".join(self._said) and not (self.job.reasoning or self.job.called):
-            self.owner.remember(self.job.emitted + written, self.tokens[len(self.brief.prompt) :])
+            prompt = self.brief.prompt
+            self.owner.remember(prompt, self.job.emitted + written, self.tokens[len(prompt) :])

@@ -20,6 +20,13 @@ NEUTRAL = Sampling(
 """Where neither a request, nor the configuration, nor the model's files say anything."""
 
 
+MAX_DRY_RANGE = 2048
+"""Tokens."""
+DRY_NGRAM = 20
+GREEDY = 0.01
+"""Below this temperature the library takes the likeliest."""
+LEAST = 0.01
+"""What it divides by must not be as good as nothing."""
 _RARE = {
     "typical_p": "typical",
     "mirostat_mode": "mirostat",
@@ -44,7 +51,15 @@ def layered(*layers: Sampling) -> Sampling:
 def settings(sampling: Sampling) -> dict[str, Any]:
     """The fields of ExLlamaV2Sampler.Settings; `logit_bias` and `dry_sequence_breakers` are still as they
     were asked for. All of `NEUTRAL`'s are set in `sampling`."""
-    rare = sampling.rare.asked if sampling.rare is not None else {}
+    rare = {**sampling.rare.asked} if sampling.rare is not None else {}
+    if "dry_multiplier" in rare:
+        # It looks for repetitions in the interpreter, while all others wait: seconds in a long prompt.
+        rare["dry_range"] = min(rare.get("dry_range", MAX_DRY_RANGE), MAX_DRY_RANGE)
+        rare["dry_max_ngram"] = min(DRY_NGRAM, rare["dry_range"] - 1)  # it insists on less than the range
+    if (sampling.temperature or 0.0) < GREEDY:
+        rare.pop("temperature_last", None)  # it would divide by it
+    if "max_temp" in rare:
+        rare["max_temp"] = max(rare["max_temp"], LEAST)
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -52,6 +67,6 @@ def settings(sampling: Sampling) -> dict[str, Any]:
         "min_p": sampling.min_p,
         "token_frequency_penalty": sampling.frequency_penalty,
         "token_presence_penalty": sampling.presence_penalty,
-        "token_repetition_penalty": sampling.repetition_penalty,
+        "token_repetition_penalty": max(sampling.repetition_penalty or 1.0, LEAST),
         **{_RARE.get(name, name): value for name, value in rare.items() if name not in _OF_THE_JOB},
     }

@@ -58,7 +58,6 @@ class Job:
         filters: Sequence[Any] | None = None,
         identifier: Any = None,
         min_new_tokens: int = 0,
-        banned_strings: Sequence[str] = (),
         return_logits: bool = False,
     ) -> None:
         (tokens,) = input_ids.rows
@@ -71,7 +70,6 @@ class Job:
         self.filters = list(filters or ())
         self.identifier = identifier
         self.min_new_tokens = min_new_tokens
-        self.banned_strings = list(banned_strings)
         self.rng = random.Random(seed)
         self.new_tokens = 0
         self.read = 0
@@ -252,6 +250,7 @@ class ScriptedLibrary:
         self.before_step: Callable[[], None] = lambda: None
         self.model_tokens: dict[str, int] = {}
         """How many tokens the models take, by the names of their folders, where it is not 8192."""
+        self.vocabularies: dict[str, int] = {}
         self.load_error: Exception | None = None
         self.devices = 1
         self.torch = self._torch()
@@ -329,6 +328,7 @@ class ScriptedLibrary:
         return SimpleNamespace(
             path=path,
             max_seq_len=self.model_tokens.get(Path(path).name, 8192),
+            vocab_size=self.vocabularies.get(Path(path).name, 260),
             no_flash_attn=False,
             arch_compat_overrides=lambda quiet: None,
         )

@@ -171,6 +171,9 @@ def test_a_model_does_not_take_more_than_it_was_made_for(
     library.model_tokens["small"] = 2048
     draft = DraftOptions(Path("small"), 4)
     assert "the draft model small takes 2048 tokens" in complaint(replace(options, draft=draft))
+    library.model_tokens["small"] = 8192
+    library.vocabularies["small"] = 300
+    assert "another vocabulary: 300 tokens, not 260" in complaint(replace(options, draft=draft))
 
 
 def test_a_lora_that_is_not_there_is_named(options: LoadOptions, tmp_path: Path) -> None:

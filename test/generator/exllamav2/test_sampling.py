@@ -34,7 +34,6 @@ def test_rare_ways_have_the_librarys_names() -> None:
         dry_multiplier=0.8,
         dry_sequence_breakers=("\n",),
         logit_bias=((7, -100.0),),
-        banned_strings=("never",),
         min_tokens=5,
     )
     asked = settings(layered(Sampling(rare=rare), NEUTRAL))
@@ -45,6 +44,26 @@ def test_rare_ways_have_the_librarys_names() -> None:
         "token_repetition_decay": 32,
         "xtc_probability": 0.5,
         "dry_multiplier": 0.8,
+        "dry_range": 2048,
+        "dry_max_ngram": 20,
         "dry_sequence_breakers": ("\n",),
         "logit_bias": ((7, -100.0),),
     }
+
+
+def test_repetitions_are_looked_for_in_so_much_that_nobody_waits_for_it() -> None:
+    """And in as little as somebody wants, which the library takes only with shorter repetitions."""
+
+    def asked(dry_range: int) -> tuple[int, int]:
+        rare = RareSampling(dry_multiplier=1.0, dry_range=dry_range)
+        made = settings(layered(Sampling(rare=rare), NEUTRAL))
+        return made["dry_range"], made["dry_max_ngram"]
+
+    assert [asked(size) for size in (0, 10, 100, 10**6)] == [(2048, 20), (10, 9), (100, 20), (2048, 20)]
+
+
+def test_what_the_library_divides_by_is_never_nothing() -> None:
+    rare = RareSampling(temperature_last=True, max_temp=1e-30)
+    asked = settings(layered(Sampling(temperature=0.0, repetition_penalty=1e-38, rare=rare), NEUTRAL))
+    assert "temperature_last" not in asked
+    assert asked["max_temp"] == asked["token_repetition_penalty"] == 0.01

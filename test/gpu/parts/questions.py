@@ -5,6 +5,7 @@ from pathlib import Path
 
 from internal.biz.models import Message, Role
 from internal.generator.exllamav2.encoder import Encoder, ReplyMemory
+from internal.generator.exllamav2.host import MARKUP
 from internal.generator.exllamav2.model_folder import ModelFolder
 from internal.generator.exllamav2.options import PAGE_TOKENS
 from internal.generator.prompt import ChatTemplate
@@ -38,7 +39,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         folder = ModelFolder.read(path)
         self.stop_tokens = sorted(folder.stop_tokens)
-        self._encoder = Encoder(path / "tokenizer.json", ReplyMemory())
+        self._encoder = Encoder(path / "tokenizer.json", ReplyMemory(), folder.chat_template + MARKUP)
         self._template = ChatTemplate(
             folder.chat_template, bos_token=folder.bos_token, eos_token=folder.eos_token
         )
