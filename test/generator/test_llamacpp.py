@@ -568,6 +568,25 @@ async def test_what_is_chosen_is_asked_for_in_the_librarys_words(
     assert await asked(rare=RareSampling(typical_p=1.0, dry_base=2.0)) == usual
 
 
+async def test_breakers_that_would_stop_everybodys_answers_are_refused_by_name(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine = await engines.start()
+
+    async def answered(multiplier: float, *breakers: str) -> Finished:
+        rare = RareSampling(dry_multiplier=multiplier, dry_sequence_breakers=breakers)
+        return end(await attempt(engine, sink, begin(ask("x", sampling=Sampling(rare=rare)))))
+
+    assert (await answered(0.8, *"。é\n")).error is None
+    assert (await answered(0.0, "ea")).error is None  # it is off
+    asked = len(library.requests)
+    error = (await answered(0.8, "\n", "ea")).error
+    assert isinstance(error, UnsupportedParameter)
+    assert error.param == "dry_sequence_breakers"
+    assert "single characters" in error.message
+    assert len(library.requests) == asked
+
+
 async def test_tokens_are_said_with_how_likely_they_were(
     engines: Engines, library: FakeLlamaCpp, sink: "Sink"
 ) -> None:
