@@ -65,9 +65,12 @@ class Grammar:
         return vocabulary.matcher(self.behind(thought))
 
     def accepts(self, text: str) -> bool:
-        """Whether `text` is all that an answer has to be. To be asked once."""
-        written = list(text.encode("utf-8", "replace"))
-        return bool(self._matcher.consume_tokens(written) and self._matcher.is_accepting())
+        """Whether `text` is all that an answer has to be. Either this is asked or `begins`, once."""
+        return self.begins(text) and bool(self._matcher.is_accepting())
+
+    def begins(self, text: str) -> bool:
+        """Whether an answer may begin with `text`."""
+        return bool(self._matcher.consume_tokens(list(text.encode("utf-8", "replace"))))
 
 
 def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:

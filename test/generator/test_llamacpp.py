@@ -617,6 +617,33 @@ async def test_an_answer_that_does_not_follow_its_schema_is_a_failure(
     assert cut.reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize(
+    ("cut_off", "is_followed"),
+    [
+        ('{"name": "Ad', True),
+        ('{"name": "Ad\ufffd', True),  # half of a character
+        ("<think>\nhm, what n", True),
+        ("<think>\nhm\n</think>\n\n{", True),
+        ("<thi", True),
+        ('{"age": "Ad', False),
+        ("<think>\nhm\n</think>\n\nWell", False),
+        ("<thought", False),
+    ],
+)
+async def test_an_answer_that_is_cut_off_follows_its_schema_as_far_as_it_goes(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink", cut_off: str, is_followed: bool
+) -> None:
+    engine, library.script = await engines.start(f"{TEMPLATE}{{# <think> #}}"), f"{cut_off} and so on"
+    size = len(library.tokens(cut_off, special=True))
+    asked = begin(ask("x", output_format=OutputFormat(PERSON), max_output_tokens=size))
+    found = end(await attempt(engine, sink, asked))
+    if is_followed:
+        assert (found.reason, found.error) == (FinishReason.LENGTH, None)
+    else:
+        assert isinstance(found.error, GenerationFailed)
+        assert found.error.code == "schema_not_followed"
+
+
 async def test_a_schema_that_cannot_be_followed_never_reaches_the_library(
     engines: Engines, library: FakeLlamaCpp, sink: "Sink"
 ) -> None:
