@@ -105,8 +105,14 @@ class SamplingParameters(Body):
             return fields
         named = dict(fields)
         for theirs, ours in _OTHER_NAMES.items():
-            if theirs in named and ours not in named:
+            if theirs not in named:
+                continue
+            value = named[theirs]
+            if named.get(ours) is None:
                 named[ours] = named.pop(theirs)
+            elif value is None or (isinstance(value, int | float) and value == named[ours]):
+                # Some clients say it by both names.
+                del named[theirs]
         return named
 
     @property
