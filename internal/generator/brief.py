@@ -104,10 +104,16 @@ class Brief:
         if self.grammar is None or self.speech is None:
             return
         if not self.grammar.accepts(said_before + self.speech.answer):
-            raise GenerationFailed(
-                "the model's answer does not follow the schema: simplify it, or ask again",
-                code="schema_not_followed",
-            )
+            raise _not_followed()
+
+    def check_beginning(self) -> None:
+        """As `check_answer`, of one that was cut off."""
+        if self.grammar is None or self.speech is None:
+            return
+        # The last character may be cut off, too, or a thought that had hardly begun.
+        said = self.speech.answer.rstrip("\ufffd")
+        if not (self.thought or "").startswith(said) and not self.grammar.begins(said):
+            raise _not_followed()
 
     def _check_tools(self) -> None:
         has_calls = any(message.calls or message.role is Role.TOOL for message in self.job.messages)
@@ -158,6 +164,13 @@ class Brief:
         if splitter.thinking:
             return ""
         return "<think>" if self._template.thinks and splitter.starting else None
+
+
+def _not_followed() -> GenerationFailed:
+    return GenerationFailed(
+        "the model's answer does not follow the schema: simplify it, or ask again",
+        code="schema_not_followed",
+    )
 
 
 def _format_rule(output: OutputFormat, param: str) -> str:

@@ -81,6 +81,8 @@ class Completion:
             raise GenerationFailed("llama.cpp ended without saying why")
         if self._reason is FinishReason.STOP and not brief.speech.ended:
             brief.check_answer()
+        elif self._reason is FinishReason.LENGTH:
+            brief.check_beginning()
         return Finished(self._reason or FinishReason.CANCELLED, self.usage())
 
     def _encode(self, pieces: Sequence[Piece], *, continues: bool) -> list[int]:

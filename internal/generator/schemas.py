@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from internal.biz.errors import InvalidSchema
+from internal.generator import patterns
 
 MAX_CHARS = 65536
 MAX_DEPTH = 64
@@ -64,9 +65,12 @@ class Grammar:
         return vocabulary.matcher(self.behind(thought))
 
     def accepts(self, text: str) -> bool:
-        """Whether `text` is all that an answer has to be. To be asked once."""
-        written = list(text.encode("utf-8", "replace"))
-        return bool(self._matcher.consume_tokens(written) and self._matcher.is_accepting())
+        """Whether `text` is all that an answer has to be. Either this is asked or `begins`, once."""
+        return self.begins(text) and bool(self._matcher.is_accepting())
+
+    def begins(self, text: str) -> bool:
+        """Whether an answer may begin with `text`."""
+        return bool(self._matcher.consume_tokens(list(text.encode("utf-8", "replace"))))
 
 
 def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
@@ -91,6 +95,8 @@ def pattern_rule(pattern: str, param: str) -> str:
     if matcher.is_error():
         reason = matcher.get_error().rpartition("(in regex): ")[2]
         raise _invalid_pattern(param, _reason(reason).removeprefix("regex parse error: "))
+    if (reason := patterns.complaint(pattern)) is not None:
+        raise _invalid_pattern(param, reason)
     return rule
 
 
@@ -98,22 +104,31 @@ def check(schema: object, param: str) -> None:
     """Raises InvalidSchema, naming `param`, for a schema, or several of one grammar, beyond the bounds."""
     count, references, multiple = 0.0, 0, 1
     try:
+        if (size := len(json.dumps(schema))) > MAX_CHARS:
+            raise _invalid(param, f"it has {size} characters, {MAX_CHARS} are allowed")
         for key, value in _walk(schema, MAX_DEPTH):
             if key in _COUNTS and _is_number(value):
                 count += abs(value)
             elif key == "$ref":
                 references += 1
+            elif key == "pattern" and isinstance(value, str):
+                _check_pattern(value, param)
+            elif key == "patternProperties" and isinstance(value, Mapping):
+                for pattern in value:
+                    _check_pattern(pattern, param)
             elif key == "multipleOf" and _is_number(value):
                 multiple *= _digits(value)
-        size = len(json.dumps(schema))
     except (RecursionError, ValueError, OverflowError) as error:
         raise _invalid(param, "it is nested too deep, or has a number that is too large") from error
     if count * (1 + references) > MAX_COUNT:
         raise _invalid(param, f"{', '.join(_COUNTS)} add up to more than {MAX_COUNT}, counted for each $ref")
     if multiple > MAX_MULTIPLE:
         raise _invalid(param, f"the digits of its multipleOf are more than {MAX_MULTIPLE}, multiplied")
-    if size > MAX_CHARS:
-        raise _invalid(param, f"it has {size} characters, {MAX_CHARS} are allowed")
+
+
+def _check_pattern(pattern: str, param: str) -> None:
+    if (reason := patterns.complaint(pattern)) is not None:
+        raise _invalid(param, f"of a pattern: {reason}")
 
 
 def _walk(value: object, depth: int) -> Iterator[tuple[str, Any]]:

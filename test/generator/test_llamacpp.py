@@ -568,6 +568,25 @@ async def test_what_is_chosen_is_asked_for_in_the_librarys_words(
     assert await asked(rare=RareSampling(typical_p=1.0, dry_base=2.0)) == usual
 
 
+async def test_breakers_that_would_stop_everybodys_answers_are_refused_by_name(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink"
+) -> None:
+    engine = await engines.start()
+
+    async def answered(multiplier: float, *breakers: str) -> Finished:
+        rare = RareSampling(dry_multiplier=multiplier, dry_sequence_breakers=breakers)
+        return end(await attempt(engine, sink, begin(ask("x", sampling=Sampling(rare=rare)))))
+
+    assert (await answered(0.8, *"。é\n")).error is None
+    assert (await answered(0.0, "ea")).error is None  # it is off
+    asked = len(library.requests)
+    error = (await answered(0.8, "\n", "ea")).error
+    assert isinstance(error, UnsupportedParameter)
+    assert error.param == "dry_sequence_breakers"
+    assert "single characters" in error.message
+    assert len(library.requests) == asked
+
+
 async def test_tokens_are_said_with_how_likely_they_were(
     engines: Engines, library: FakeLlamaCpp, sink: "Sink"
 ) -> None:
@@ -596,6 +615,33 @@ async def test_an_answer_that_does_not_follow_its_schema_is_a_failure(
     assert error.code == "schema_not_followed"
     cut = end(await attempt(engine, sink, begin(ask("x", **settings, max_output_tokens=5))))
     assert cut.reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("cut_off", "is_followed"),
+    [
+        ('{"name": "Ad', True),
+        ('{"name": "Ad\ufffd', True),  # half of a character
+        ("<think>\nhm, what n", True),
+        ("<think>\nhm\n</think>\n\n{", True),
+        ("<thi", True),
+        ('{"age": "Ad', False),
+        ("<think>\nhm\n</think>\n\nWell", False),
+        ("<thought", False),
+    ],
+)
+async def test_an_answer_that_is_cut_off_follows_its_schema_as_far_as_it_goes(
+    engines: Engines, library: FakeLlamaCpp, sink: "Sink", cut_off: str, is_followed: bool
+) -> None:
+    engine, library.script = await engines.start(f"{TEMPLATE}{{# <think> #}}"), f"{cut_off} and so on"
+    size = len(library.tokens(cut_off, special=True))
+    asked = begin(ask("x", output_format=OutputFormat(PERSON), max_output_tokens=size))
+    found = end(await attempt(engine, sink, asked))
+    if is_followed:
+        assert (found.reason, found.error) == (FinishReason.LENGTH, None)
+    else:
+        assert isinstance(found.error, GenerationFailed)
+        assert found.error.code == "schema_not_followed"
 
 
 async def test_a_schema_that_cannot_be_followed_never_reaches_the_library(

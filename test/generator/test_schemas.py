@@ -102,6 +102,8 @@ def test_one_of_is_taken_for_any_of() -> None:
         {"type": "number", "multipleOf": 0.0999983},
         {"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]},
         {"anyOf": [{"const": str(n) * 50} for n in range(2000)]},
+        {"type": "string", "pattern": "(a{1000}){1000}"},
+        {"type": "object", "patternProperties": {"^(a{1000}){1000}$": {}}},
         nested(100),
         nested(5000),
         {"x-guidance": {"whitespace_pattern": "(a{1,1000}){1,1000}"}, "type": "array", "minItems": 10**6},
@@ -176,10 +178,49 @@ def test_a_pattern_that_cannot_be_followed_is_refused_by_name(expression: str, s
 
 
 @pytest.mark.parametrize(
+    "expression",
+    [
+        "a{5001}",
+        "a{3000}b{3000}",
+        "a{3000}|b{3000}",
+        "(a{1000}){1000}",
+        "((a{100}){100}){100}",
+        "(?:(?<n>a{100}b)*?){1,\n100}",
+        "a{100}{100}",
+        "a{100}+{100}",
+        "[[a]{2}({]{5001}",
+        "[])]{5001}",
+        "[^]a]{5001}",
+        r"[\]]{5001}",
+        r"\){5001}",
+        r"\p{L}{5001}",
+        r"\pL{ 5001 }",
+        "(" * 100 + "a" + "){4294967295}" * 100,
+    ],
+)
+def test_a_pattern_that_repeats_too_often_is_refused(expression: str) -> None:
+    with pytest.raises(InvalidSchema, match="cannot be followed: its counts") as error:
+        pattern(expression)
+    assert (error.value.code, error.value.param) == ("invalid_pattern", "response_format")
+
+
+def test_nobody_hides_counts_behind_comments() -> None:
+    with pytest.raises(InvalidSchema, match="it has the flag x"):
+        pattern("(?ix)(a{1000}#\n){1000}")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["a{5000}", "(a{70}){70}", "a{2500}|b{2500}", r"\x{9999}", r"\{5001}", "[{5001}]", "(?i-x)a", "(?<x>a)"],
+)
+def test_a_pattern_may_repeat_as_often(expression: str) -> None:
+    pattern(expression)
+
+
+@pytest.mark.parametrize(
     ("expression", "text"),
     [
         ("(a?){2000}a{2000}", "a" * 3000),
-        ("(((a{1,1000}){1,1000}){1,1000}){1,1000}", "a" * 5000),
         ("(.*a.{12}){3}", "ab" * 1000),
         ("(a*)*b", "a" * 5000),
         (r"[\p{L}]{1,500}x", "ä" * 600),

@@ -81,6 +81,23 @@ def test_names_of_other_servers_are_known(theirs: str, value: object, expected: 
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"typical": 0.8, "typical_p": 0.8},
+        {"typical": None, "typical_p": 0.8},
+        {"typical": 0.8, "typical_p": None},
+    ],
+)
+def test_the_same_may_be_said_by_two_names(fields: dict[str, object]) -> None:
+    assert sampling(**fields).rare == RareSampling(typical_p=0.8)
+
+
+def test_the_same_may_be_said_by_all_names() -> None:
+    fields = dict.fromkeys(("penalty_range", "repetition_penalty_range", "repetition_range"), 64)
+    assert sampling(**fields).rare == RareSampling(repetition_range=64)
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"top_a": 1.1}, "top_a"),
@@ -103,7 +120,7 @@ def test_names_of_other_servers_are_known(theirs: str, value: object, expected: 
         ({"dry_base": 0.5}, "dry_base"),
         ({"dry_allowed_length": 0}, "dry_allowed_length"),
         ({"dry_range": -2}, "dry_range"),
-        ({"dry_sequence_breakers": ["x"] * 65}, "dry_sequence_breakers"),
+        ({"dry_sequence_breakers": ["x"] * 17}, "dry_sequence_breakers"),
         ({"dry_sequence_breakers": [""]}, "dry_sequence_breakers[0]"),
         ({"xtc_probability": 2}, "xtc_probability"),
         ({"xtc_threshold": 2}, "xtc_threshold"),
@@ -114,7 +131,8 @@ def test_names_of_other_servers_are_known(theirs: str, value: object, expected: 
         ({"banned_strings": ["x"] * 129}, "banned_strings"),
         ({"banned_strings": ["x" * 129]}, "banned_strings[0]"),
         ({"min_tokens": -1}, "min_tokens"),
-        ({"typical": 0.5, "typical_p": 0.5}, "typical"),
+        ({"typical": 0.5, "typical_p": 0.6}, "typical"),
+        ({"typical": [0.5], "typical_p": [0.5]}, "typical_p"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, object], param: str) -> None:

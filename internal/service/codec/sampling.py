@@ -15,9 +15,10 @@ from internal.service.api.base import Body
 SEED = 2**63
 MAX_BIASES = 300
 MAX_BANNED = 128
-MAX_BREAKERS = 64
+MAX_BREAKERS = 16
 MAX_CHARS = 128
-"""Bounds of what is compared with every token; characters of one string."""
+"""Bounds of what is compared with every token; characters of one string. For 16 breakers llama.cpp answers
+nobody for 0.14 s with 49,152 tokens; exllamav2 needs 0.1 s of the interpreter with 150,000."""
 
 _OTHER_NAMES = {
     "typical": "typical_p",
@@ -104,8 +105,14 @@ class SamplingParameters(Body):
             return fields
         named = dict(fields)
         for theirs, ours in _OTHER_NAMES.items():
-            if theirs in named and ours not in named:
+            if theirs not in named:
+                continue
+            value = named[theirs]
+            if named.get(ours) is None:
                 named[ours] = named.pop(theirs)
+            elif value is None or (isinstance(value, int | float) and value == named[ours]):
+                # Some clients say it by both names.
+                del named[theirs]
         return named
 
     @property
