@@ -106,12 +106,12 @@ class Brief:
         if not self.grammar.accepts(said_before + self.speech.answer):
             raise _not_followed()
 
-    def check_beginning(self) -> None:
+    def check_beginning(self, said_before: str = "") -> None:
         """As `check_answer`, of one that was cut off."""
         if self.grammar is None or self.speech is None:
             return
         # The last character may be cut off, too, or a thought that had hardly begun.
-        said = self.speech.answer.rstrip("\ufffd")
+        said = (said_before + self.speech.answer).rstrip("\ufffd")
         if not (self.thought or "").startswith(said) and not self.grammar.begins(said):
             raise _not_followed()
 

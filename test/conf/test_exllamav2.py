@@ -125,7 +125,7 @@ def test_what_cannot_be_is_said_by_name(tmp_path: Path, wrong: dict[str, Any], s
         read(tmp_path, model(**wrong))
 
 
-def test_it_can_do_all_but_look_at_images_think_harder_and_ban_strings(tmp_path: Path) -> None:
+def test_it_can_do_all_but_look_at_images_and_think_harder(tmp_path: Path) -> None:
     features = chat_rules(read(tmp_path, model())).features["m"]
-    lacks = {Feature.IMAGES, Feature.REASONING_EFFORT, Feature.BANNED_STRINGS}
+    lacks = {Feature.IMAGES, Feature.REASONING_EFFORT}
     assert frozenset(Feature) - features == lacks

@@ -305,6 +305,26 @@ async def test_every_way_of_choosing_is_one_of_the_librarys(
     assert text
 
 
+async def test_strings_can_be_banned_whoever_says_the_same(start: Start, sink: "Sink", model: Model) -> None:
+    engine = await start()
+    rare = RareSampling(banned_strings=("paris", "france"))
+    banned = Settings(sampling=Sampling(temperature=0.0, rare=rare), logprobs=0)
+    jobs = [job(QUESTIONS[0], banned), job(QUESTIONS[0], banned), job(QUESTIONS[0])]
+    for it in jobs:
+        engine.submit(it)
+    steps = await sink.until_ended(*jobs)
+    one, twin, free = [[output for step in steps for it, output in step if it is job] for job in jobs]
+    assert said(one) == said(twin)
+    assert "paris" not in said(one).lower()
+    assert "france" not in said(one).lower()
+    assert "Paris" in said(free)
+    assert end_of(one).error is None
+    assert end_of(one).usage.output_tokens <= 24
+    scores = scores_of(output for output in one if isinstance(output, TextDelta))
+    assert "".join(score.text for score in scores) == said(one)
+    assert model.free_pages == model.pages
+
+
 async def test_tokens_can_be_banned(start: Start, sink: "Sink", model: Model) -> None:
     engine = await start()
     whole, _ = await ask(engine, sink, job(QUESTIONS[0]))

@@ -210,6 +210,8 @@ class Batch:
                 self._library.cancel(run.library_job)
             self._end(run, steps)
         elif run.is_paused:
+            if not result["eos"]:
+                self._library.cancel(run.library_job)
             del self._active[run]
             run.waiting_since_s = self._clock()
             self._put_back(run)

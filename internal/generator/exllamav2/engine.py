@@ -38,9 +38,7 @@ class _Ticket:
 class ExLlamaV2Generator:
     """Implements Generator, and the engine's Owner."""
 
-    # Not BANNED_STRINGS: the library takes tokens back in pages that others share, and what it took back
-    # stays in what it says that it generated.
-    FEATURES = (SAMPLING_FEATURES - {Feature.BANNED_STRINGS}) | {
+    FEATURES = SAMPLING_FEATURES | {
         Feature.STOP,
         Feature.LOGPROBS,
         Feature.OUTPUT_FORMAT,
@@ -158,6 +156,7 @@ class ExLlamaV2Generator:
             seed=sampling.seed,
             filter=self._filter(brief),
             min_tokens=(rare.min_tokens or 0) - brief.said_tokens,
+            banned_strings=rare.banned_strings,
             score=None if logprobs is None else partial(model.scores, top=logprobs),
         )
         return Run(brief.job, self, brief, order), FinishReason.STOP

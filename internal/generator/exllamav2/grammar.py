@@ -34,11 +34,6 @@ class GrammarFilter:
         self._apply = mask
         self._mask: Future[bytes] | None = None
 
-    @property
-    def failed(self) -> bool:
-        """Whether the grammar became too much for the library, so that the answer need not follow it."""
-        return self._matcher.is_error()
-
     def take_back(self, tokens: int) -> None:
         """So many of the last ones will be chosen anew."""
         self.background_drop()

@@ -64,7 +64,7 @@ class Model:
             gen_settings=order.settings,
             seed=order.seed,
             stop_conditions=sorted(order.stop_tokens),
-            filters=[order.filter] if order.filter is not None else None,
+            filters=run.filters,
             return_logits=order.score is not None,
             identifier=run,
         )

@@ -17,6 +17,7 @@ from internal.biz.generation import Chunk, Finished, FinishReason, Job, Output, 
 from internal.biz.models import Usage
 from internal.biz.scores import TokenScore
 from internal.generator.brief import Brief
+from internal.generator.exllamav2.bans import BannedStrings, Heard, NotFirst
 from internal.generator.exllamav2.grammar import GrammarFilter
 from internal.generator.exllamav2.options import PAGE_TOKENS, LoraOptions
 
@@ -29,7 +30,8 @@ _BROKEN = "\ufffd"
 @dataclass(frozen=True, slots=True)
 class Order:
     """How an answer is to be generated. `settings` are the library's own, and keep state: they are for this
-    answer alone. It has at least `min_tokens`. `score` says how likely tokens were, from their logits."""
+    answer alone. It has at least `min_tokens`, and none of `banned_strings`. `score` says how likely tokens
+    were, from their logits."""
 
     settings: Any
     stop_tokens: frozenset[int]
@@ -37,6 +39,7 @@ class Order:
     seed: int | None = None
     filter: GrammarFilter | None = None
     min_tokens: int = 0
+    banned_strings: tuple[str, ...] = ()
     score: Callable[[Any, Sequence[int]], Sequence[TokenScore]] | None = None
 
 
@@ -70,7 +73,7 @@ class Run:
         self.end: FinishReason | None = None
         """Set when there is nothing more to come."""
         self.is_paused = False
-        """A part is used up, and there is more to say."""
+        """A part is over, and there is more to say."""
         self.has_spoken = False
         self.cached_tokens = 0
         """Of the prompt, when it was read first."""
@@ -80,6 +83,7 @@ class Run:
         self.library_job: Any = None
         """The part at hand; the last one, while it waits for the next."""
         self._speech = brief.speech
+        self._bans = BannedStrings(order.banned_strings) if order.banned_strings else None
         self._begun_at = len(self.tokens)
         self._is_last_part = False
         self._reasoning_tokens = brief.reasoning_tokens
@@ -106,6 +110,15 @@ class Run:
         self._is_last_part = part == self.left
         self.is_paused = False
         return part
+
+    @property
+    def filters(self) -> list[Any]:
+        """What the library has to ask before it chooses a token of the next part."""
+        blocked = self._bans.blocked if self._bans is not None else frozenset[int]()
+        return [
+            *([self.order.filter] if self.order.filter is not None else ()),
+            *([NotFirst(blocked)] if blocked else ()),
+        ]
 
     def usage(self) -> Usage:
         brief = self.brief
@@ -161,9 +174,36 @@ class Run:
     def _hear(self, text: str, tokens: Sequence[int], scores: Sequence[TokenScore]) -> Sequence[Output]:
         self.has_spoken = True
         self.tokens += tokens
+        if self._bans is None:
+            return self._say(text, len(tokens), scores)
+        said: list[Output] = []
+        if tokens:
+            for heard in self._bans.feed(Heard(text, tokens, scores)):
+                said += self._say(heard.text, len(heard.tokens), heard.scores)
+            if not self._speech.ended:
+                self._take_back(self._bans.rewound)
+        if self.end is not None:
+            said += self._say_held()
+        return said
+
+    def _take_back(self, tokens: int) -> None:
+        """The last ones are to be chosen anew."""
+        if tokens:
+            del self.tokens[-tokens:]
+            if self.order.filter is not None:
+                self.order.filter.take_back(tokens)
+            self.end, self.is_paused = None, True
+
+    def _say_held(self) -> list[Output]:
+        said: list[Output] = []
+        for heard in self._bans.finish() if self._bans is not None else ():
+            said += self._say(heard.text, len(heard.tokens), heard.scores)
+        return said
+
+    def _say(self, text: str, tokens: int, scores: Sequence[TokenScore]) -> Sequence[Output]:
         speech = self._speech
         if speech.thinking:
-            self._reasoning_tokens += len(tokens)
+            self._reasoning_tokens += tokens
         self._written.append(text)
         said = speech.feed(text, scores)
         self._said += [output for output in said if isinstance(output, TextDelta)]
@@ -175,11 +215,13 @@ class Run:
         """What was held back, and the end. Raises GenerationFailed."""
         assert self.end is not None
         is_complete = self.end is FinishReason.STOP and not self._speech.ended
-        said = list(self._speech.finish())
+        said = [*self._say_held(), *self._speech.finish()]
         self._said += [output for output in said if isinstance(output, TextDelta)]
         if is_complete:
             self.brief.check_answer(self.job.emitted)
             self._keep_reply()
+        elif self.end is FinishReason.LENGTH:
+            self.brief.check_beginning(self.job.emitted)
         return [*said, Finished(self.end, self.usage())]
 
     def _keep_reply(self) -> None:

@@ -183,6 +183,9 @@ class Generator:
 
     def _generate(self, job: Job, results: list[dict[str, Any]]) -> bool:
         token = self.library.next_token(job)
+        if job.new_tokens == 0 and any(token in getattr(it, "tokens", ()) for it in job.filters):
+            self.library.script = self.library.second_choice
+            token = self.library.next_token(job)
         for filter_ in job.filters:
             if job.new_tokens == 0:
                 filter_.background_drop()
@@ -237,6 +240,8 @@ class ScriptedLibrary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.script = "so it is"
+        self.second_choice = self.script
+        """What it says from where its first choice must not come."""
         self.scripts: dict[str, str] = {}
         """What it says to a certain last message."""
         self.generator: Any = None

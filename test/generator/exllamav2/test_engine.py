@@ -15,6 +15,7 @@ from internal.biz.errors import EngineLost, GenerationFailed
 from internal.biz.events import ReasoningDelta, TextDelta
 from internal.biz.generation import Finished, FinishReason, Job, Output, Prefilled
 from internal.biz.models import Message, OutputFormat, Role, Sampling, Settings, Truncation, Usage
+from internal.biz.sampling import RareSampling
 from internal.generator.exllamav2 import batch
 from internal.generator.exllamav2.engine import ExLlamaV2Generator
 from internal.generator.exllamav2.host import Host
@@ -620,3 +621,30 @@ async def test_a_long_answer_makes_way_for_one_with_another_adapter(
     said = [output for step in steps for one, output in step if one is long and isinstance(output, TextDelta)]
     assert "".join(said) == "x" * len(said)
     assert 800 < len(said) <= 900  # but for the first steps, which were looked at above
+
+
+async def test_a_banned_string_is_never_said_nor_counted(
+    start: Start, sink: "Sink", library: "ScriptedLibrary"
+) -> None:
+    library.script, library.second_choice = "I love cats and all", "I love dogs and all"
+    engine = await start()
+    rare = RareSampling(banned_strings=("CATS",))
+    asked = job(settings=Settings(sampling=Sampling(rare=rare)))
+    engine.submit(asked)
+    outputs = await sink.outputs(asked)
+    assert text_of(outputs) == "I love dogs and all"
+    assert end_of(outputs).usage.output_tokens == len("I love dogs and all")
+    assert len(library.generator.unreferenced_pages) == library.generator.max_pages
+
+
+async def test_an_answer_whose_every_beginning_is_banned_fails_and_ends(
+    start: Start, sink: "Sink", library: "ScriptedLibrary"
+) -> None:
+    engine = await start()
+    rare = RareSampling(banned_strings=("s",))
+    asked = job(settings=Settings(sampling=Sampling(rare=rare)))
+    engine.submit(asked)
+    error = end_of(await sink.outputs(asked)).error
+    assert error is not None
+    assert error.code == "nothing_to_say"
+    assert len(library.generator.unreferenced_pages) == library.generator.max_pages

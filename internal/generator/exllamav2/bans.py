@@ -1,0 +1,141 @@
+"""Strings that an answer must not have: what becomes one is taken back, and chosen anew.
+
+Not with the library's own `banned_strings`: it takes tokens back in pages of the cache that other answers
+share, and goes on counting them.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from internal.biz.errors import GenerationFailed
+from internal.biz.scores import TokenScore
+
+MAX_REWINDS = 256
+"""Of an answer. Whoever bans everything gets no answer, and not one that never ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the library said at once."""
+
+    text: str
+    tokens: Sequence[int]
+    scores: Sequence[TokenScore] = ()
+
+
+class BannedStrings:
+    """Feed it what the library says; it yields what may be said.
+
+    Holds back what may be the beginning of a banned string. `rewound` says how many tokens are to be taken
+    back when it was one, and `blocked` what must not come first then.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        """`strings` are not empty; upper and lower case make no difference."""
+        self._strings = tuple(string.lower() for string in strings)
+        self._held: list[Heard] = []
+        self._tail = ""
+        """The end of what was said: what was no beginning of a banned string may be one again, when what
+        stood behind it was taken back."""
+        self._tail_chars = max(map(len, self._strings)) - 1
+        self._said = 0
+        """How many tokens were said for good."""
+        self._rewinds = 0
+        self._tried: dict[int, set[int]] = {}
+        """By the number of tokens before: what was tried there, and led to a banned string."""
+        self.rewound = 0
+
+    @property
+    def blocked(self) -> frozenset[int]:
+        """Tokens that must not come next."""
+        return frozenset(self._tried.get(self._said + self._held_tokens, ()))
+
+    @property
+    def _held_tokens(self) -> int:
+        return sum(len(heard.tokens) for heard in self._held)
+
+    def feed(self, heard: Heard) -> list[Heard]:
+        """Raises GenerationFailed when nothing is left that could be said."""
+        self._held.append(heard)
+        self.rewound = 0
+        text = self._tail + self._text
+        found = [at for string in self._strings if (at := text.find(string)) >= 0]
+        if found:
+            self._rewind(max(0, min(found) - len(self._tail)))
+            text = self._tail + self._text
+        held = max(_overlap(text, string) for string in self._strings)
+        return self._take(len(text) - len(self._tail) - held)
+
+    def finish(self) -> list[Heard]:
+        """What was held back when the answer ended."""
+        return self._take(len(self._text))
+
+    @property
+    def _text(self) -> str:
+        return "".join(heard.text for heard in self._held).lower()
+
+    def _take(self, end: int) -> list[Heard]:
+        """What is whole before the place `end` in what is held."""
+        free, self._held = self._cut(end)
+        self._said += sum(len(heard.tokens) for heard in free)
+        said = self._tail + "".join(heard.text for heard in free).lower()
+        self._tail = said[len(said) - self._tail_chars :] if len(said) > self._tail_chars else said
+        return free
+
+    def _cut(self, end: int) -> tuple[list[Heard], list[Heard]]:
+        """What is held, before the piece with the place `end` in it and from there on."""
+        ends = itertools.accumulate(len(heard.text.lower()) for heard in self._held)
+        count = sum(at <= end for at in ends)
+        return self._held[:count], self._held[count:]
+
+    def _rewind(self, begin: int) -> None:
+        self._rewinds += 1
+        if self._rewinds > MAX_REWINDS:
+            raise GenerationFailed("banned_strings leave this model nothing to say", code="nothing_to_say")
+        self._held, dropped = self._cut(begin)
+        self.rewound = sum(len(heard.tokens) for heard in dropped)
+        place = self._said + self._held_tokens
+        self._tried = {it: tokens for it, tokens in self._tried.items() if it <= place}
+        self._tried.setdefault(place, set()).add(dropped[0].tokens[0])
+
+
+def _overlap(text: str, string: str) -> int:
+    """How many characters at the end of `text` are the beginning of `string`, but not all of it."""
+    longest = min(len(string) - 1, len(text))
+    return next((size for size in range(longest, 0, -1) if text.endswith(string[:size])), 0)
+
+
+class NotFirst:
+    """Takes the place of an ExLlamaV2Filter: some tokens must not be the first ones of a job."""
+
+    def __init__(self, tokens: frozenset[int]) -> None:
+        self.tokens = tokens
+        self._is_first = True
+
+    def begin(self, prefix_str: str) -> None:
+        """A job of the library begins."""
+
+    def feed(self, token: Any) -> None:
+        self._is_first = False
+
+    def can_mask_logits(self) -> bool:
+        return True
+
+    def use_background_worker(self) -> bool:
+        return False
+
+    def background_drop(self) -> None:
+        """There is nothing in the background."""
+
+    def get_next(self, mask: bool = False) -> bool:
+        return True
+
+    def mask_logits(self, logits: Any) -> Any:
+        """`logits` of the shape (vocabulary, padded)."""
+        if not self._is_first:
+            return logits
+        masked = logits.clone()
+        masked[sorted(self.tokens)] = float("-inf")
+        return masked
