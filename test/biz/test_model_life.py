@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +12,7 @@ from internal.biz.errors import EngineLost, GenerationFailed, Unavailable
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.models import Condition, ModelState, Order, Settings, Status
+from internal.biz.ports import Append
 from internal.biz.worker import Worker
 
 if TYPE_CHECKING:
@@ -423,6 +424,41 @@ async def test_what_others_can_take_over_is_handed_on_and_not_written_any_more(
     await lost(shop)
     assert handed_on == [answer.id]
     assert shop.history.finished == []
+
+
+async def test_who_is_told_to_give_back_what_its_lost_engine_ran_forsakes_it(
+    shop: "Shop", settle: "Settle"
+) -> None:
+    handed_on = await self_forsaking(shop)
+    answer, (begun, go_on) = await shop.ask(), slow_appends(shop, "half")
+    shop.engine.say(await shop.engine.job(0), "half")
+    await begun.wait()
+    shop.engine.lose()  # which it hears of behind what it writes just now
+    assert shop.worker is not None
+    draining = asyncio.create_task(shop.worker.drain(0.0))
+    await settle()
+    assert not draining.done()
+    assert (await shop.queue.backlog("m")).running == 1
+    go_on.set()
+    await lost(shop)
+    await draining
+    assert handed_on == [answer.id]
+    assert await shop.waiting() == 0
+
+
+def slow_appends(shop: "Shop", text: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """What says `text` is written when the second event is set; the first one tells that it is to be."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    append = shop.queue.append
+
+    async def slow(step: Sequence[Append]) -> Sequence[Append]:
+        if any(event == text for item in step for event in item.events):
+            begun.set()
+            await go_on.wait()
+        return await append(step)
+
+    shop.queue.append = slow  # type: ignore[method-assign]
+    return begun, go_on
 
 
 async def self_forsaking(shop: "Shop") -> list[str]:

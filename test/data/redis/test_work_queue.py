@@ -699,6 +699,19 @@ async def test_a_request_that_each_time_costs_an_engine_is_a_dead_letter(
     await asyncio.gather(claiming, return_exceptions=True)
 
 
+async def test_what_is_forsaken_cannot_be_given_back_any_more(net: "Net") -> None:
+    net.options = replace(net.options, lease_s=60.0)
+    server, losing = await net.server(), await net.worker("w1")
+    request = await net.publish(server)
+    run = await losing.claim_one()
+    await losing.queue.forsake("m", losing.consumer, [run.delivery])
+    await losing.queue.release(run.delivery)
+    assert not await net.redis.zrange(f"{net.base}:waiting", 0, -1)
+    await trusting(net)
+    taken = await (await net.worker("w2")).claim_one()
+    assert (taken.response_id, await net.meta(taken.response_id, "deaths")) == (request.response_id, "1")
+
+
 async def test_a_lease_that_others_have_by_now_is_not_ended(net: "Net") -> None:
     net.options = replace(net.options, lease_s=SHORT_S)
     server, losing, other = await net.server(), await net.worker("w1"), await net.worker("w2")
