@@ -235,6 +235,8 @@ class Worker:
     async def close(self) -> None:
         self._is_open = False
         self._stop_claiming()
+        # It may not have been claiming just now: full, or busy with what it claimed before.
+        self._queue.pause(self.model, self)
         await self._finish(self._unload_timeout_s)
         if self._claims is not None:
             # It may wait for what was said before, of requests that were given back by now.

@@ -118,6 +118,23 @@ async def test_requests_for_an_unloaded_model_wait_and_are_told_that_nobody_work
     assert (info.condition.state, info.slots) == (ModelState.LOADED, 4)
 
 
+async def test_a_full_worker_that_is_told_to_unload_takes_nothing_from_then_on(
+    shop: "Shop", settle: "Settle"
+) -> None:
+    await opened(shop)
+    answers = [await shop.ask(str(number)) for number in range(4)]
+    await shop.engine.job(3)
+    await settle()  # it waits for room now
+    unloading = asyncio.create_task(carried_out(shop, Order.UNLOAD))
+    await until(lambda: condition(shop).state is ModelState.UNLOADING)
+    await settle()
+    assert [info.takes_requests for info in await shop.queue.workers()] == [False]
+    for number, answer in enumerate(answers):
+        await ends(shop, answer, number)
+    await unloading
+    assert [info.takes_requests for info in await shop.queue.workers()] == [False]
+
+
 async def test_unloading_at_any_moment_of_a_claim_loses_nothing(
     make_shop: "MakeShop", settle: "Settle"
 ) -> None:

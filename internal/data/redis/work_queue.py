@@ -180,12 +180,15 @@ class RedisWorkQueue:
                     return deliveries
                 await pause(ready, min(POLL_INTERVAL_S, self._options.lease_s / 4, ask_again_s))
         except asyncio.CancelledError:
-            if model in self._residents:
-                self._consumers.pop(model, None)
-                self._renew_now.set()
-            else:
-                self.leave(model, consumer)
+            self.pause(model, consumer)
             raise
+
+    def pause(self, model: str, consumer: Consumer) -> None:
+        if model in self._residents:
+            self._consumers.pop(model, None)
+            self._renew_now.set()
+        else:
+            self.leave(model, consumer)
 
     def attend(self, model: str, resident: Resident) -> None:
         self._residents[model] = resident
