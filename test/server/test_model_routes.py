@@ -134,6 +134,27 @@ async def test_the_same_order_is_joined(api: "Api") -> None:
     assert api.resident.told == ["unload"]
 
 
+async def test_the_last_order_counts_though_the_same_was_given_before_a_contrary_one(
+    api: "Api", orders: ModelOrders
+) -> None:
+    errands = [await orders.give("m", one) for one in (Order.LOAD, Order.UNLOAD, Order.LOAD)]
+    assert await orders.give("m", Order.LOAD) is errands[2]
+    for errand in errands:
+        async for _ in errand.follow():
+            pass
+    assert api.resident.told == ["load", "unload", "load"]
+    assert api.resident.condition.state is ModelState.LOADED
+
+
+async def test_orders_that_wait_are_bounded(api: "Api", orders: ModelOrders) -> None:
+    api.resident.is_slow = True
+    given = [Order.UNLOAD, Order.LOAD] * (model_orders.MAX_ERRANDS // 2)
+    last = [await orders.give("m", one) for one in given][-1]
+    reply = await order(api, UNLOAD)
+    assert (reply.status, (await reply.json())["error"]["code"]) == (503, "too_many_orders")
+    assert await orders.give("m", Order.LOAD) is last
+
+
 async def test_a_client_that_leaves_does_not_stop_the_order(
     api: "Api", orders: ModelOrders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
