@@ -15,9 +15,10 @@ from internal.biz.ports import Generator, Progress, Sink
 
 log = logging.getLogger(__name__)
 
-KEPT_ORDERS = 4
 MAX_ORDERS = 16
 """Orders that may wait; one that comes then is not heard. Who gives it repeats it."""
+KEPT_ORDERS = 2 * MAX_ORDERS
+"""As many as were carried out last are told as such, and not heard again: who gave one may look late."""
 TOLD_AGAIN_S = 0.5
 """How often it is told how far a load is, at most."""
 
@@ -58,7 +59,7 @@ class ModelLife:
         self._turn = asyncio.Lock()
         """Held by who loads or unloads."""
         self._orders: deque[tuple[str, Order]] = deque()
-        self._heard: deque[str] = deque(maxlen=2 * MAX_ORDERS)
+        self._heard: deque[str] = deque(maxlen=MAX_ORDERS + KEPT_ORDERS)
         self._news = asyncio.Event()
         self._told_at_s = 0.0
         self._loaded_at_s = 0.0

@@ -198,6 +198,14 @@ async def test_orders_are_carried_out_in_turn_and_once(shop: "Shop") -> None:
     await ends(shop, answer, 0)
 
 
+async def test_many_orders_that_need_nothing_are_all_known_to_be_done(shop: "Shop") -> None:
+    await opened(shop)
+    names = tuple(str(number) for number in range(2 * model_life.MAX_ORDERS))
+    for name in names:
+        await carried_out(shop, Order.LOAD, name)
+    assert condition(shop).orders == names
+
+
 async def test_more_orders_than_can_be_kept_are_not_heard(shop: "Shop") -> None:
     shop.engine.go_on.clear()
     shop.open()
