@@ -1,6 +1,7 @@
 """The life of a model on its engine: loaded, unloaded, and loaded again. Knows the engine, not requests."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -82,13 +83,17 @@ class ModelLife:
         progress(1.0)
 
     async def wake(self) -> None:
-        """Return when the model is loaded. Raises as `Generator.start`."""
+        """Return when the model is loaded. Raises as `Generator.start`, and logs why."""
         if self.is_loaded:
             return
         async with self._turn:
             if not self.is_loaded:
                 began_at_s = time.monotonic()
-                await self._load(lambda _: None)
+                try:
+                    await self._load(lambda _: None)
+                except GenerationFailed as error:
+                    log.warning("the model cannot be loaded: %s", error.message, extra={"model": self._model})
+                    raise
                 seconds = round(self._loaded_at_s - began_at_s, 1)
                 log.info("the model is loaded", extra={"model": self._model, "seconds": seconds})
 
@@ -104,7 +109,8 @@ class ModelLife:
             order_id, order = told
             log.info("an operator's order: %s", order, extra={"model": self._model})
             if order is Order.LOAD:
-                await self._load_if_possible()
+                with contextlib.suppress(GenerationFailed):  # the condition says why
+                    await self.wake()
                 if self.is_loaded and not is_open:
                     work.open()
                     is_open = True
@@ -137,12 +143,6 @@ class ModelLife:
         await self._generator.stop()
 
     # ── loading ──────────────────────────────────────────────────────────────────────────────────
-
-    async def _load_if_possible(self) -> None:
-        try:
-            await self.wake()
-        except GenerationFailed as error:
-            log.warning("the model cannot be loaded: %s", error.message, extra={"model": self._model})
 
     async def _load(self, progress: Progress) -> None:
         assert self._sink is not None

@@ -43,6 +43,10 @@ def _forgotten() -> GenerationFailed:
     return GenerationFailed("what was said before cannot be read; begin a new conversation")
 
 
+def _not_loaded() -> GenerationFailed:
+    return GenerationFailed("the model cannot be loaded now; ask again later", code="model_not_loaded")
+
+
 class _Run(Transcript):
     """One delivery on the engine."""
 
@@ -331,13 +335,21 @@ class Worker:
         """Have the model loaded, and the runs know what was said before. When that fails, and not because the
         storage is away, they have failed."""
         try:
-            await self._life.wake()
+            await self._wake()
             await self._recall(runs)
         except GenerationFailed as error:
             failed = [run for run in runs if run.running]
             for run in failed:
                 self._stopped(run)
             await self._end([(run, Finished(FinishReason.ERROR, error=error)) for run in failed])
+
+    async def _wake(self) -> None:
+        """Have the model loaded. Raises GenerationFailed, without the reason: it may name paths of this
+        machine, which are for operators."""
+        try:
+            await self._life.wake()
+        except GenerationFailed:
+            raise _not_loaded() from None
 
     async def _recall(self, runs: Sequence[_Run]) -> None:
         """Give the runs what was said before, as far as the engine looks at it. Raises GenerationFailed."""

@@ -330,16 +330,22 @@ async def test_a_request_that_comes_while_the_model_goes_is_served(shop: "Shop",
     assert shop.engine.starts == 2
 
 
-async def test_a_model_that_cannot_be_loaded_fails_who_asks_and_is_tried_again(shop: "Shop") -> None:
+async def test_a_model_that_cannot_be_loaded_fails_who_asks_and_is_tried_again(
+    shop: "Shop", caplog: pytest.LogCaptureFixture
+) -> None:
     await opened(shop, idle_unload_s=0.01)
     await until(lambda: shop.engine.stopped)
-    shop.engine.refusal = GenerationFailed("the card is full")
+    shop.engine.refusal = GenerationFailed("there is no model file /srv/model.gguf")
     for _ in range(2):
         response = await (await shop.ask()).response()
         assert response.status is Status.FAILED
         assert response.failure is not None
-        assert response.failure.message == "the card is full"
+        assert response.failure.code == "model_not_loaded"
+        assert response.failure.message == "the model cannot be loaded now; ask again later"
         assert shop.history.finished[-1] == response
+    # Why is for operators.
+    assert condition(shop).failure == shop.engine.refusal.message
+    assert caplog.text.count(shop.engine.refusal.message) == 2
     shop.engine.refusal = None
     await ends(shop, await shop.ask(), 0)
 

@@ -113,6 +113,13 @@ async def test_a_load_that_fails_says_why(api: "Api") -> None:
     assert told[-1]["error"]["message"] == api.resident.failure
 
 
+async def test_why_a_load_failed_is_not_told_to_all(api: "Api") -> None:
+    api.resident.failure = "there is no model file /srv/x.gguf"
+    await order(api, LOAD)
+    for path in ("/v1/workers", "/v1/models", "/readyz"):
+        assert "/srv" not in await (await api.call("GET", path)).text()
+
+
 async def test_a_load_that_was_done_counts_though_the_model_went_again(api: "Api") -> None:
     carry_out = api.resident.carry_out
 
