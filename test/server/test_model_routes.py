@@ -208,6 +208,20 @@ async def test_orders_end_with_the_server(api: "Api") -> None:
             pass
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_waits_for_an_order_does_not_hold_up_a_server_that_drains(
+    api: "Api", orders: ModelOrders, stream: bool
+) -> None:
+    api.resident.is_slow = True
+    asked = asyncio.create_task(order(api, LOAD, stream=stream))
+    await until(lambda: api.resident.told)
+    draining = asyncio.create_task(api.streams.drain(60.0))
+    async with asyncio.timeout(5):
+        assert '"restarting"' in await (await asked).text()
+        await draining
+    assert api.resident.told == ["load"]
+
+
 async def test_a_model_without_a_worker_cannot_be_loaded(api: "Api") -> None:
     reply = await order(api, "/v1/models/other/load")
     assert (reply.status, (await reply.json())["error"]["code"]) == (409, "no_worker")
