@@ -45,6 +45,7 @@ if manner == "supervisor":  # as cmd.supervisor: two signals, and its process is
     process = os.fork()
     if process == 0:
         os.setsid()
+        signal.alarm(60)  # nothing else ends it when the test fails
         name, manner = "process", "stubborn"
     else:
         heard = []
