@@ -30,12 +30,15 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def attached(place: Place, sluice: Sluice, stop: asyncio.Event) -> AsyncIterator[Callable[[], None]]:
-    """Answer scrapes for all processes, where there are several, and set `stop` when the supervisor is gone.
+async def attached(
+    place: Place, sluice: Sluice, stop: asyncio.Event, patience_s: float
+) -> AsyncIterator[Callable[[], None]]:
+    """Answer scrapes for all processes, where there are several, and set `stop` when the supervisor is gone;
+    `patience_s` as for a lifeline.
 
     Gives what tells the supervisor, from any thread, that this process is ready.
     """
-    async with lifeline.held(stop) as line:
+    async with lifeline.held(stop, patience_s) as line:
         try:
             async with contextlib.AsyncExitStack() as around:
                 if place.is_shared:

@@ -65,16 +65,20 @@ def lost_engine(error: BaseException | None) -> EngineLost | None:
     return error if isinstance(error, EngineLost) else None
 
 
+def _exit_at_once() -> None:
+    os._exit(1)
+
+
 @contextlib.contextmanager
-def stop_signal(at_once: Callable[[], None] = lambda: None) -> Iterator[asyncio.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second one calls `at_once` and ends the process."""
+def stop_signal(at_once: Callable[[], None] = _exit_at_once) -> Iterator[asyncio.Event]:
+    """An event that the first SIGTERM or SIGINT sets. Each one after it calls `at_once`, which by itself ends
+    the process."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
             at_once()
-            os._exit(1)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -154,7 +154,7 @@ async def status_text(desk: Desk) -> int:
     show(("model", ">waiting", ">running", ">oldest", ">dead", ">workers", ""), rows)
     if workers:
         print()
-        header = ("worker", "host", "model", "state", ">slots", ">busy", ">heartbeat", "version")
+        header = ("worker", "host", "model", "state", ">slots", ">busy", ">heartbeat", "version", "")
         show(header, [_worker_row(worker) for worker in workers])
     return 0
 
@@ -169,8 +169,8 @@ def _why_nobody(model: str, workers: Sequence[WorkerInfo]) -> str:
 
 def _worker_row(worker: WorkerInfo) -> tuple[str, ...]:
     slots, busy, heartbeat = str(worker.slots), str(worker.busy), f"{span(_silent_s(worker))} ago"
-    state = worker.condition.state
-    return (worker.name, worker.host, worker.model, state, slots, busy, heartbeat, worker.version)
+    state, why = worker.condition.state, worker.condition.failure
+    return (worker.name, worker.host, worker.model, state, slots, busy, heartbeat, worker.version, why)
 
 
 def _silent_s(worker: WorkerInfo) -> float:

@@ -79,7 +79,8 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
         stop = around.enter_context(stop_signal())
         ready: Callable[[], None] = partial(say_ready, listener)
         if place:
-            ready = await around.enter_async_context(attached(place, sluice, stop))
+            patience_s = settings.shutdown.timeout + supervisor.CLOSE_MARGIN_S
+            ready = await around.enter_async_context(attached(place, sluice, stop, patience_s))
         # Who comes first is served, and not told that the queue cannot be reached yet.
         await sluice.connect()
         await runner.setup()

@@ -27,6 +27,7 @@ from redis.retry import Retry
 from cmd import local_redis, logs
 from cmd.leash import Leash
 from cmd.process import stop_signal
+from cmd.supervisor import CLOSE_MARGIN_S
 from internal.biz.errors import SluiceError
 from internal.conf.load import ConfigError, load
 from internal.conf.settings import Settings
@@ -36,19 +37,22 @@ log = logging.getLogger("sluice.stack")
 DATA = Path("data/redis")
 REDIS_DEADLINE_S = 3.0
 """How long a Redis may take to answer before it counts as none."""
-MARGIN_S = 10.0
-"""What a program gets to stop, beyond the time that it gives its running answers."""
+MARGIN_S = CLOSE_MARGIN_S + 5.0
+"""What a program gets to stop, beyond the time that it gives its running answers: more than one that is a
+supervisor gives its process."""
+AT_ONCE_S = 1.0
+"""What it gets when there is no time for more."""
 DEFAULT_PORT = 6379
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """`at_once` is what ends it when there is no time for more."""
+    """`may_be_killed`: SIGKILL does no harm. Else it gets the time that it takes."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] | None = None
-    at_once: signal.Signals = signal.SIGKILL
+    may_be_killed: bool = True
 
 
 def programs(conf: Path) -> list[Program]:
@@ -80,9 +84,18 @@ class Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def end_at_once(self) -> None:
-        if not self.ended.done():
-            self._signal_all(self._program.at_once)
+    def hurry(self) -> None:
+        """Have it end without waiting for anything."""
+        # Two signals are what our programs end for at once, and a supervisor its process with it, which is in
+        # a session of its own. Two of a kind could arrive as one.
+        numbers = (signal.SIGTERM, signal.SIGINT) if self._program.may_be_killed else (signal.SIGTERM,)
+        for number in numbers:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if not self.ended.done() and self._program.may_be_killed:
+            self._signal_all(signal.SIGKILL)
 
     async def stop(self, patience_s: float) -> None:
         """SIGTERM, and when it has not ended in time, SIGKILL. Raises SluiceError when it ended badly."""
@@ -140,10 +153,14 @@ class Stack:
             self._children.pop()
         return went_well
 
-    def end_at_once(self) -> None:
-        """Without waiting; nothing of them is left soon after."""
+    async def end_at_once(self) -> None:
+        """Without waiting for what they do; nothing of them is left soon after. Takes AT_ONCE_S at most."""
         for child in self._children:
-            child.end_at_once()
+            child.hurry()
+        if self._children:
+            await asyncio.wait([child.ended for child in self._children], timeout=AT_ONCE_S)
+        for child in self._children:
+            child.kill()
 
 
 async def ensure_redis(stack: Stack, url: str, data: Path) -> None:
@@ -175,7 +192,7 @@ async def ensure_redis(stack: Stack, url: str, data: Path) -> None:
     options = {"appendonly": "yes", "loglevel": "warning"}
     command = local_redis.command(program, port, folder, options)
     # Never SIGKILL: it may not have written everything.
-    child = await stack.start(Program("Redis", command, local_redis.environment(), signal.SIGTERM))
+    child = await stack.start(Program("Redis", command, local_redis.environment(), may_be_killed=False))
     while await asyncio.to_thread(local_redis.process_behind, port) != child.pid:
         if child.ended.done():
             raise await stack.first_end()
@@ -216,7 +233,8 @@ async def run(settings: Settings, parts: Sequence[Program], data: Path) -> int:
             return SluiceError(f"cannot start everything: {error}")
         return await stack.first_end()
 
-    with stop_signal(stack.end_at_once) as stop:
+    at_once = asyncio.Event()
+    with stop_signal(at_once.set) as stop:
         working = asyncio.create_task(work())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -228,7 +246,15 @@ async def run(settings: Settings, parts: Sequence[Program], data: Path) -> int:
         stop.set()
         working.cancel()
         await asyncio.wait([working, stopped])
-        went_well = await stack.stop()
+        stopping = asyncio.create_task(stack.stop())
+        hurried = asyncio.create_task(at_once.wait())
+        await asyncio.wait([stopping, hurried], return_when=asyncio.FIRST_COMPLETED)
+        went_well = stopping.done() and stopping.result()
+        if not stopping.done():
+            stopping.cancel()
+            await asyncio.wait([stopping])
+            await stack.end_at_once()
+        hurried.cancel()
     return 1 if failed or not went_well else 0
 
 

@@ -26,6 +26,11 @@ class StepInbox:
         self._lost: EngineLost | None = None
         self._reader: asyncio.Future[None] | None = None
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether its engine is: `take` raises, now or behind what was handed over before."""
+        return self._lost is not None
+
     def put(self, step: list[Chunk]) -> None:
         """Hand over the chunks of one step. Dropped after `close`."""
         with self._room:

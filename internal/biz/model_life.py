@@ -1,6 +1,7 @@
 """The life of a model on its engine: loaded, unloaded, and loaded again. Knows the engine, not requests."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -15,9 +16,10 @@ from internal.biz.ports import Generator, Progress, Sink
 
 log = logging.getLogger(__name__)
 
-KEPT_ORDERS = 4
 MAX_ORDERS = 16
 """Orders that may wait; one that comes then is not heard. Who gives it repeats it."""
+KEPT_ORDERS = 2 * MAX_ORDERS
+"""As many as were carried out last are told as such, and not heard again: who gave one may look late."""
 TOLD_AGAIN_S = 0.5
 """How often it is told how far a load is, at most."""
 
@@ -58,7 +60,7 @@ class ModelLife:
         self._turn = asyncio.Lock()
         """Held by who loads or unloads."""
         self._orders: deque[tuple[str, Order]] = deque()
-        self._heard: deque[str] = deque(maxlen=2 * MAX_ORDERS)
+        self._heard: deque[str] = deque(maxlen=MAX_ORDERS + KEPT_ORDERS)
         self._news = asyncio.Event()
         self._told_at_s = 0.0
         self._loaded_at_s = 0.0
@@ -81,13 +83,17 @@ class ModelLife:
         progress(1.0)
 
     async def wake(self) -> None:
-        """Return when the model is loaded. Raises as `Generator.start`."""
+        """Return when the model is loaded. Raises as `Generator.start`, and logs why."""
         if self.is_loaded:
             return
         async with self._turn:
             if not self.is_loaded:
                 began_at_s = time.monotonic()
-                await self._load(lambda _: None)
+                try:
+                    await self._load(lambda _: None)
+                except GenerationFailed as error:
+                    log.warning("the model cannot be loaded: %s", error.message, extra={"model": self._model})
+                    raise
                 seconds = round(self._loaded_at_s - began_at_s, 1)
                 log.info("the model is loaded", extra={"model": self._model, "seconds": seconds})
 
@@ -103,7 +109,8 @@ class ModelLife:
             order_id, order = told
             log.info("an operator's order: %s", order, extra={"model": self._model})
             if order is Order.LOAD:
-                await self._load_if_possible()
+                with contextlib.suppress(GenerationFailed):  # the condition says why
+                    await self.wake()
                 if self.is_loaded and not is_open:
                     work.open()
                     is_open = True
@@ -136,12 +143,6 @@ class ModelLife:
         await self._generator.stop()
 
     # ── loading ──────────────────────────────────────────────────────────────────────────────────
-
-    async def _load_if_possible(self) -> None:
-        try:
-            await self.wake()
-        except GenerationFailed as error:
-            log.warning("the model cannot be loaded: %s", error.message, extra={"model": self._model})
 
     async def _load(self, progress: Progress) -> None:
         assert self._sink is not None

@@ -14,6 +14,8 @@ PATIENCE_S = 900.0
 LOOK_S = 0.1
 TOLD_AGAIN_S = 2.0
 """How often an order is repeated to workers that have not done it: it may have been lost."""
+MAX_ERRANDS = 16
+"""Orders for one model that may be under way: contrary ones, one after the other."""
 
 
 class Errand:
@@ -45,41 +47,47 @@ class Errand:
 
 
 class ModelOrders:
-    """The orders that this process sees to. Bound: one of each kind for each model. `run` must run."""
+    """The orders that this process sees to. Bound: MAX_ERRANDS for each model. `run` must run."""
 
     def __init__(self, queue: Queue, patience_s: float = PATIENCE_S) -> None:
         self._queue = queue
         self._patience_s = patience_s
-        self._errands: dict[tuple[str, Order], Errand] = {}
+        self._errands: dict[str, list[Errand]] = {}
+        """Those under way, by model, as they were given."""
 
     async def run(self) -> None:
         """Be there until cancelled."""
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            tasks = [errand.task for errand in self._errands.values()]
+            tasks = [errand.task for errands in self._errands.values() for errand in errands]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def give(self, model: str, order: Order) -> Errand:
         """Have all workers of `model` load or unload it, each when it has done what it was told before. The
-        same order, while it is under way, is the same errand.
+        order that was given last, while it is under way, is the same errand.
 
-        Raises Conflict when the model has no worker, and Unavailable.
+        Raises Conflict when the model has no worker, and Unavailable, also when too many are under way.
         """
         workers = await self._workers(model)
         if not workers:
             raise Conflict(f"no worker for the model {model!r} is running; start one", code="no_worker")
-        errand = self._errands.get((model, order))
-        if errand is None:
-            self._errands[model, order] = errand = Errand(model, order, condition_of(workers))
-            errand.task = asyncio.create_task(self._see_to(errand))
-            errand.task.add_done_callback(lambda task: self._done(errand, task))
+        errands = self._errands.setdefault(model, [])
+        if errands and errands[-1].order is order:
+            return errands[-1]
+        if len(errands) >= MAX_ERRANDS:
+            waiting = f"{MAX_ERRANDS} orders for {model!r} wait already; try again in a moment"
+            raise Unavailable(waiting, code="too_many_orders")
+        errand = Errand(model, order, condition_of(workers))
+        errands.append(errand)
+        errand.task = asyncio.create_task(self._see_to(errand))
+        errand.task.add_done_callback(lambda task: self._done(errand, task))
         return errand
 
     def _done(self, errand: Errand, task: asyncio.Task[None]) -> None:
-        del self._errands[errand.model, errand.order]
+        self._errands[errand.model].remove(errand)
         if not task.cancelled():
             task.exception()  # whoever follows is told; perhaps nobody does
 

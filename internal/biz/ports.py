@@ -118,9 +118,12 @@ class WorkQueue(Protocol):
     async def claim(self, model: str, consumer: Consumer) -> Sequence[Delivery]:
         """The next requests for `model`, fair between users: at least one, at most `consumer.room`.
 
-        Waits, also while the queue cannot be reached. Cancelling loses nothing. From now on the consumer
-        counts as a worker for `model`, until it leaves or a claim is cancelled.
+        Waits, also while the queue cannot be reached. Cancelling loses nothing, and is a `pause`. From now on
+        the consumer counts as a worker for `model`, until it leaves or pauses.
         """
+
+    def pause(self, model: str, consumer: Consumer) -> None:
+        """It claims nothing until it does again, and does not count meanwhile. What it has, it may finish."""
 
     def attend(self, model: str, resident: Resident) -> None:
         """There is a worker for `model`, whether it claims or not, until it leaves. To be said again when the

@@ -43,6 +43,10 @@ def _forgotten() -> GenerationFailed:
     return GenerationFailed("what was said before cannot be read; begin a new conversation")
 
 
+def _not_loaded() -> GenerationFailed:
+    return GenerationFailed("the model cannot be loaded now; ask again later", code="model_not_loaded")
+
+
 class _Run(Transcript):
     """One delivery on the engine."""
 
@@ -103,15 +107,21 @@ class Worker:
         """While requests are taken."""
         self._claiming: asyncio.Task[None] | None = None
         """While it waits for a request, and nothing is lost when it is cancelled."""
+        self._inbox: StepInbox | None = None
         self._is_open = False
         self._draining = False
+        self._forsakes = False
+        """From when its engine is lost on, whatever it was told before."""
+        self._over = asyncio.Event()
+        """It runs no more."""
 
     async def run(self, progress: Progress) -> None:
         """Load the model, then work until cancelled. What still runs then ends without a word.
 
         Raises GenerationFailed when the model cannot be loaded, and EngineLost, in a group perhaps.
         """
-        inbox, is_lost = StepInbox(asyncio.get_running_loop()), False
+        self._inbox = inbox = StepInbox(asyncio.get_running_loop())
+        is_lost = False
         self._tell()
         try:
             await self._life.start(inbox, progress)
@@ -128,12 +138,13 @@ class Worker:
             raise
         finally:
             inbox.close()
+            self._over.set()
             if not is_lost:
                 await self._life.stop()
 
     async def _forsake(self) -> None:
         """The engine says nothing more: hand on what it did. Where nobody could take it, it has failed."""
-        self._draining = True
+        self._draining = self._forsakes = True
         runs = [run for run in self._runs.values() if run.running and not run.lost]
         log.warning("handing over", extra={"model": self.model, "responses": len(runs)})
         for run in runs:
@@ -150,9 +161,17 @@ class Worker:
                 await self._wait_until_free()
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing new, let what runs finish, and give the rest back to the queue."""
+        """Take nothing new, let what runs finish, and give the rest back to the queue.
+
+        Where its engine is lost, what runs may be why: that is not given back, but forsaken as soon as `run`
+        hears of it."""
         self._draining = True
         self._stop_claiming()
+        if self._forsakes or (self._inbox is not None and self._inbox.is_lost):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._over.wait()
+            return
         self._queue.leave(self.model, self)
         await self._finish(timeout_s)
 
@@ -220,6 +239,8 @@ class Worker:
     async def close(self) -> None:
         self._is_open = False
         self._stop_claiming()
+        # It may not have been claiming just now: full, or busy with what it claimed before.
+        self._queue.pause(self.model, self)
         await self._finish(self._unload_timeout_s)
         if self._claims is not None:
             # It may wait for what was said before, of requests that were given back by now.
@@ -314,13 +335,21 @@ class Worker:
         """Have the model loaded, and the runs know what was said before. When that fails, and not because the
         storage is away, they have failed."""
         try:
-            await self._life.wake()
+            await self._wake()
             await self._recall(runs)
         except GenerationFailed as error:
             failed = [run for run in runs if run.running]
             for run in failed:
                 self._stopped(run)
             await self._end([(run, Finished(FinishReason.ERROR, error=error)) for run in failed])
+
+    async def _wake(self) -> None:
+        """Have the model loaded. Raises GenerationFailed, without the reason: it may name paths of this
+        machine, which are for operators."""
+        try:
+            await self._life.wake()
+        except GenerationFailed:
+            raise _not_loaded() from None
 
     async def _recall(self, runs: Sequence[_Run]) -> None:
         """Give the runs what was said before, as far as the engine looks at it. Raises GenerationFailed."""

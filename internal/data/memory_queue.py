@@ -197,8 +197,7 @@ class MemoryQueue:
             try:
                 await claimer
             except asyncio.CancelledError:
-                line.consumers.pop(consumer, None)
-                self._tell_positions()
+                self.pause(model, consumer)
                 if claimer.done() and not claimer.cancelled():
                     self._wake_claimer(line)
                 raise
@@ -213,6 +212,10 @@ class MemoryQueue:
             self._wake_claimer(line)
         self._tell_positions()
         return deliveries
+
+    def pause(self, model: str, consumer: Consumer) -> None:
+        self._line(model).consumers.pop(consumer, None)
+        self._tell_positions()
 
     def attend(self, model: str, resident: Resident) -> None:
         self._line(model).resident = resident

@@ -194,8 +194,7 @@ class App:
 
 
 def _worker(worker: WorkerInfo) -> dict[str, object]:
-    condition = worker.condition
-    failure = {"message": condition.failure} if condition.failure else {}
+    condition = worker.condition  # but not why it failed, which may name paths: that is for operators
     return {
         "id": worker.name,
         "object": "worker",
@@ -203,7 +202,6 @@ def _worker(worker: WorkerInfo) -> dict[str, object]:
         "model": worker.model,
         "state": condition.state,
         "progress": round(condition.progress, 2),
-        **failure,
         "slots": worker.slots,
         "busy": worker.busy,
         "last_heartbeat": round(worker.heartbeat_at, 3),

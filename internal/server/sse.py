@@ -103,11 +103,11 @@ async def tell(request: web.Request, streams: Streams, teller: Teller) -> web.St
 async def watched(
     request: web.Request, streams: Streams, news: AsyncGenerator[T, None]
 ) -> AsyncGenerator[T, None]:
-    """The same, while there is somebody to hear it. Raises ClientLeft, and Unavailable when the server
-    ends."""
+    """The same, while there is somebody to hear it. Raises ClientLeft, and Unavailable when the server is
+    about to end."""
     async with contextlib.aclosing(news):
         async for item in news:
-            streams.require_open()
+            streams.require_not_draining()
             if has_left(request):
                 raise ClientLeft
             yield item

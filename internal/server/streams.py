@@ -70,8 +70,7 @@ class Streams:
     def running(self, address: str) -> Iterator[None]:
         """Around a request from `address` that takes its time: it counts as a connection. Raises
         TooManyRequests, and Unavailable also when the server is about to end."""
-        if self.draining:
-            raise _restarting()
+        self.require_not_draining()
         self._turnstile.enter(address)
         self._running += 1
         try:
@@ -81,6 +80,11 @@ class Streams:
             self._running -= 1
             if not self._running:
                 self._idle.set()
+
+    def require_not_draining(self) -> None:
+        """Raises Unavailable as soon as the server is about to end."""
+        if self.draining:
+            raise _restarting()
 
     def require_open(self) -> None:
         """Raises Unavailable when the server ends."""

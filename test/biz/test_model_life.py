@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +12,7 @@ from internal.biz.errors import EngineLost, GenerationFailed, Unavailable
 from internal.biz.events import QueueUpdate, ResponseQueued
 from internal.biz.generation import Finished, FinishReason
 from internal.biz.models import Condition, ModelState, Order, Settings, Status
+from internal.biz.ports import Append
 from internal.biz.worker import Worker
 
 if TYPE_CHECKING:
@@ -117,6 +118,23 @@ async def test_requests_for_an_unloaded_model_wait_and_are_told_that_nobody_work
     assert (info.condition.state, info.slots) == (ModelState.LOADED, 4)
 
 
+async def test_a_full_worker_that_is_told_to_unload_takes_nothing_from_then_on(
+    shop: "Shop", settle: "Settle"
+) -> None:
+    await opened(shop)
+    answers = [await shop.ask(str(number)) for number in range(4)]
+    await shop.engine.job(3)
+    await settle()  # it waits for room now
+    unloading = asyncio.create_task(carried_out(shop, Order.UNLOAD))
+    await until(lambda: condition(shop).state is ModelState.UNLOADING)
+    await settle()
+    assert [info.takes_requests for info in await shop.queue.workers()] == [False]
+    for number, answer in enumerate(answers):
+        await ends(shop, answer, number)
+    await unloading
+    assert [info.takes_requests for info in await shop.queue.workers()] == [False]
+
+
 async def test_unloading_at_any_moment_of_a_claim_loses_nothing(
     make_shop: "MakeShop", settle: "Settle"
 ) -> None:
@@ -178,6 +196,14 @@ async def test_orders_are_carried_out_in_turn_and_once(shop: "Shop") -> None:
     assert shop.engine.starts == 3
     answer = await shop.ask()
     await ends(shop, answer, 0)
+
+
+async def test_many_orders_that_need_nothing_are_all_known_to_be_done(shop: "Shop") -> None:
+    await opened(shop)
+    names = tuple(str(number) for number in range(2 * model_life.MAX_ORDERS))
+    for name in names:
+        await carried_out(shop, Order.LOAD, name)
+    assert condition(shop).orders == names
 
 
 async def test_more_orders_than_can_be_kept_are_not_heard(shop: "Shop") -> None:
@@ -304,16 +330,22 @@ async def test_a_request_that_comes_while_the_model_goes_is_served(shop: "Shop",
     assert shop.engine.starts == 2
 
 
-async def test_a_model_that_cannot_be_loaded_fails_who_asks_and_is_tried_again(shop: "Shop") -> None:
+async def test_a_model_that_cannot_be_loaded_fails_who_asks_and_is_tried_again(
+    shop: "Shop", caplog: pytest.LogCaptureFixture
+) -> None:
     await opened(shop, idle_unload_s=0.01)
     await until(lambda: shop.engine.stopped)
-    shop.engine.refusal = GenerationFailed("the card is full")
+    shop.engine.refusal = GenerationFailed("there is no model file /srv/model.gguf")
     for _ in range(2):
         response = await (await shop.ask()).response()
         assert response.status is Status.FAILED
         assert response.failure is not None
-        assert response.failure.message == "the card is full"
+        assert response.failure.code == "model_not_loaded"
+        assert response.failure.message == "the model cannot be loaded now; ask again later"
         assert shop.history.finished[-1] == response
+    # Why is for operators.
+    assert condition(shop).failure == shop.engine.refusal.message
+    assert caplog.text.count(shop.engine.refusal.message) == 2
     shop.engine.refusal = None
     await ends(shop, await shop.ask(), 0)
 
@@ -423,6 +455,41 @@ async def test_what_others_can_take_over_is_handed_on_and_not_written_any_more(
     await lost(shop)
     assert handed_on == [answer.id]
     assert shop.history.finished == []
+
+
+async def test_who_is_told_to_give_back_what_its_lost_engine_ran_forsakes_it(
+    shop: "Shop", settle: "Settle"
+) -> None:
+    handed_on = await self_forsaking(shop)
+    answer, (begun, go_on) = await shop.ask(), slow_appends(shop, "half")
+    shop.engine.say(await shop.engine.job(0), "half")
+    await begun.wait()
+    shop.engine.lose()  # which it hears of behind what it writes just now
+    assert shop.worker is not None
+    draining = asyncio.create_task(shop.worker.drain(0.0))
+    await settle()
+    assert not draining.done()
+    assert (await shop.queue.backlog("m")).running == 1
+    go_on.set()
+    await lost(shop)
+    await draining
+    assert handed_on == [answer.id]
+    assert await shop.waiting() == 0
+
+
+def slow_appends(shop: "Shop", text: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """What says `text` is written when the second event is set; the first one tells that it is to be."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    append = shop.queue.append
+
+    async def slow(step: Sequence[Append]) -> Sequence[Append]:
+        if any(event == text for item in step for event in item.events):
+            begun.set()
+            await go_on.wait()
+        return await append(step)
+
+    shop.queue.append = slow  # type: ignore[method-assign]
+    return begun, go_on
 
 
 async def self_forsaking(shop: "Shop") -> list[str]:

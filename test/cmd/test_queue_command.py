@@ -25,7 +25,17 @@ from internal.biz.events import Event, ResponseFailed, TextDelta
 from internal.biz.generation import Delivery, Finished, FinishReason, Transcript
 from internal.biz.ids import new_id
 from internal.biz.log import Cursor
-from internal.biz.models import Caller, Message, Request, Response, Role, Sampling
+from internal.biz.models import (
+    Caller,
+    Condition,
+    Message,
+    ModelState,
+    Order,
+    Request,
+    Response,
+    Role,
+    Sampling,
+)
 from internal.biz.models import Settings as Asked
 from internal.conf.settings import Settings
 from internal.data.redis.keys import Keys
@@ -170,6 +180,24 @@ async def test_status_tells_what_waits_and_runs_and_who_works(
     (worker,) = told["workers"]
     assert 0 <= worker["heartbeat_s"] < PATIENCE_S
     assert worker.keys() >= {"name", "host", "model", "slots", "busy", "version"}
+
+
+class Failed:
+    """Implements Resident: its model could not be loaded."""
+
+    condition = Condition(ModelState.UNLOADED, 0.0, failure="there is no model file /srv/m.gguf")
+
+    def order(self, order_id: str, order: Order) -> None:
+        raise AssertionError
+
+
+async def test_status_tells_why_a_model_is_not_loaded(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.work.attend("m", Failed())
+    async with asyncio.timeout(PATIENCE_S):
+        while not await site.desk.operator.workers("m"):  # noqa: ASYNC110  # its first heartbeat
+            await asyncio.sleep(0.002)
+    await command.status_text(site.desk)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(Failed.condition.failure)
 
 
 async def test_status_finds_models_that_are_not_configured_any_more(

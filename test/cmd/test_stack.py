@@ -13,6 +13,7 @@ import psutil
 import pytest
 import redis.asyncio
 
+from cmd import stack, supervisor
 from cmd.local_redis import free_port, process_behind
 from cmd.stack import main, programs
 
@@ -40,6 +41,25 @@ def on_signal(number, frame):
 
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, on_signal)
+if manner == "supervisor":  # as cmd.supervisor: two signals, and its process is killed
+    process = os.fork()
+    if process == 0:
+        os.setsid()
+        signal.alarm(60)  # nothing else ends it when the test fails
+        name, manner = "process", "stubborn"
+    else:
+        heard = []
+
+        def on_signal(number, frame):
+            say(signal.Signals(number).name)
+            heard.append(number)
+            if len(heard) == 2:
+                os.kill(process, signal.SIGKILL)
+                os.wait()
+                sys.exit(1)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
 if manner == "parent" and os.fork() == 0:
     name = "child"
 say(f"runs as {os.getpid()}" + (" beside Redis" if process_behind(port) else ""))
@@ -198,6 +218,24 @@ async def test_a_second_signal_ends_everything_at_once(
     for pid in pids.values():
         await eventually(lambda pid=pid: asyncio.to_thread(ended, pid))  # type: ignore[misc]
     await eventually(lambda: nothing_behind(url))
+
+
+async def test_a_second_signal_reaches_the_process_of_a_supervisor(
+    run_stack: RunStack, url: str, eventually: "Eventually"
+) -> None:
+    running = await run_stack(url, worker="supervisor", server="stubborn")
+    pids = await running.up(3)
+    assert os.getsid(pids["process"]) == pids["process"]
+    running.interrupt()
+    await running.says("server", "SIGTERM")
+    running.interrupt()
+    assert await running.status() == 1
+    for pid in pids.values():
+        await eventually(lambda pid=pid: asyncio.to_thread(ended, pid))  # type: ignore[misc]
+
+
+def test_a_supervisor_has_the_time_to_end_its_process() -> None:
+    assert stack.MARGIN_S > supervisor.CLOSE_MARGIN_S
 
 
 async def test_a_program_that_does_not_stop_is_killed_and_the_others_stop_well(

@@ -82,6 +82,7 @@ class Processes:
         self.workers = publisher.workers
         self.order = publisher.order
         self.claim = worker.claim
+        self.pause = worker.pause
         self.attend = worker.attend
         self.leave = worker.leave
         self.forsake = worker.forsake

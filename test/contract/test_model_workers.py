@@ -96,6 +96,23 @@ async def test_a_worker_is_seen_that_takes_nothing_but_does_not_count(
 
 
 @pytest.mark.cluster
+async def test_a_worker_that_pauses_while_it_is_full_does_not_count(
+    queue: "Queue", eventually: "Eventually", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    worker = Worker(Condition())
+    queue.attend("m", worker)
+    await queue.publish(make_request())
+    assert await queue.claim("m", worker)
+    await known(queue, eventually, 2, Condition())
+    queue.pause("m", worker)  # without a claim that could be cancelled
+    await known(queue, eventually, 0, Condition())
+    assert await counted(queue, make_request, make_reader()) == 0
+    claiming = asyncio.create_task(queue.claim("m", worker))
+    await known(queue, eventually, 2, Condition())
+    await stopped(claiming)
+
+
+@pytest.mark.cluster
 async def test_an_order_reaches_the_workers_of_its_model(queue: "Queue", eventually: "Eventually") -> None:
     mine, other = Worker(Condition()), Worker(Condition())
     queue.attend("m", mine)

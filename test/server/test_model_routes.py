@@ -113,6 +113,13 @@ async def test_a_load_that_fails_says_why(api: "Api") -> None:
     assert told[-1]["error"]["message"] == api.resident.failure
 
 
+async def test_why_a_load_failed_is_not_told_to_all(api: "Api") -> None:
+    api.resident.failure = "there is no model file /srv/x.gguf"
+    await order(api, LOAD)
+    for path in ("/v1/workers", "/v1/models", "/readyz"):
+        assert "/srv" not in await (await api.call("GET", path)).text()
+
+
 async def test_a_load_that_was_done_counts_though_the_model_went_again(api: "Api") -> None:
     carry_out = api.resident.carry_out
 
@@ -132,6 +139,27 @@ async def test_the_same_order_is_joined(api: "Api") -> None:
     api.resident.finish()
     assert [(await reply.json())["state"] for reply in await asyncio.gather(*asked)] == ["unloaded"] * 3
     assert api.resident.told == ["unload"]
+
+
+async def test_the_last_order_counts_though_the_same_was_given_before_a_contrary_one(
+    api: "Api", orders: ModelOrders
+) -> None:
+    errands = [await orders.give("m", one) for one in (Order.LOAD, Order.UNLOAD, Order.LOAD)]
+    assert await orders.give("m", Order.LOAD) is errands[2]
+    for errand in errands:
+        async for _ in errand.follow():
+            pass
+    assert api.resident.told == ["load", "unload", "load"]
+    assert api.resident.condition.state is ModelState.LOADED
+
+
+async def test_orders_that_wait_are_bounded(api: "Api", orders: ModelOrders) -> None:
+    api.resident.is_slow = True
+    given = [Order.UNLOAD, Order.LOAD] * (model_orders.MAX_ERRANDS // 2)
+    last = [await orders.give("m", one) for one in given][-1]
+    reply = await order(api, UNLOAD)
+    assert (reply.status, (await reply.json())["error"]["code"]) == (503, "too_many_orders")
+    assert await orders.give("m", Order.LOAD) is last
 
 
 async def test_a_client_that_leaves_does_not_stop_the_order(
@@ -178,6 +206,20 @@ async def test_orders_end_with_the_server(api: "Api") -> None:
     with pytest.raises(Exception, match="restarting"):
         async for _ in errand.follow():
             pass
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_waits_for_an_order_does_not_hold_up_a_server_that_drains(
+    api: "Api", orders: ModelOrders, stream: bool
+) -> None:
+    api.resident.is_slow = True
+    asked = asyncio.create_task(order(api, LOAD, stream=stream))
+    await until(lambda: api.resident.told)
+    draining = asyncio.create_task(api.streams.drain(60.0))
+    async with asyncio.timeout(5):
+        assert '"restarting"' in await (await asked).text()
+        await draining
+    assert api.resident.told == ["load"]
 
 
 async def test_a_model_without_a_worker_cannot_be_loaded(api: "Api") -> None:

@@ -14,7 +14,7 @@ import orjson
 from internal.biz.errors import GenerationFailed, SluiceError, Unavailable
 from internal.biz.events import QueueUpdate
 from internal.biz.generation import Delivery, Finished, FinishReason
-from internal.biz.models import Condition, Order, Response, WorkerInfo
+from internal.biz.models import Condition, ModelState, Order, Response, WorkerInfo
 from internal.biz.pause import pause
 from internal.biz.ports import Append, Consumer, Resident
 from internal.biz.version import VERSION
@@ -180,12 +180,15 @@ class RedisWorkQueue:
                     return deliveries
                 await pause(ready, min(POLL_INTERVAL_S, self._options.lease_s / 4, ask_again_s))
         except asyncio.CancelledError:
-            if model in self._residents:
-                self._consumers.pop(model, None)
-                self._renew_now.set()
-            else:
-                self.leave(model, consumer)
+            self.pause(model, consumer)
             raise
+
+    def pause(self, model: str, consumer: Consumer) -> None:
+        if model in self._residents:
+            self._consumers.pop(model, None)
+            self._renew_now.set()
+        else:
+            self.leave(model, consumer)
 
     def attend(self, model: str, resident: Resident) -> None:
         self._residents[model] = resident
@@ -221,8 +224,8 @@ class RedisWorkQueue:
     async def _claim(self, model: str, base: str, consumer: Consumer) -> tuple[list[Delivery], float]:
         """What there is for us, and in how many seconds there may be more: what is left for another worker
         that does not come."""
-        args = (self._name, max(1, consumer.room), self._options.lease_ms)
-        call = asyncio.ensure_future(self._link.call("claim", base, *args, *self._trials(model, consumer)))
+        args = (self._name, max(1, consumer.room), self._options.lease_ms, *self._trials(model, consumer))
+        call = asyncio.ensure_future(self._link.call("claim", base, *args, int(self._sleeps(model))))
         try:
             found = await asyncio.shield(call)
         except Unavailable:
@@ -238,6 +241,11 @@ class RedisWorkQueue:
         suspects = [held.suspect for held in self._held.values() if held.suspect and held.model == model]
         more = math.isqrt(consumer.slots) - len(suspects) if max(suspects, default=0) < most - 1 else 0
         return most, more, int(not suspects)
+
+    def _sleeps(self, model: str) -> bool:
+        """Whether it would have to be loaded first."""
+        resident = self._residents.get(model)
+        return resident is not None and resident.condition.state is not ModelState.LOADED
 
     async def _hand_back(self, model: str, call: asyncio.Future[Any], consumer: Consumer) -> None:
         """Give back what a claim brings that nobody waits for any more."""

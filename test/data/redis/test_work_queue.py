@@ -1,6 +1,7 @@
 """What the workers' side promises on Redis beyond the port: leases, lost answers, dead letters."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from internal.biz.events import (
     TextDelta,
 )
 from internal.biz.generation import Finished, FinishReason
-from internal.biz.models import Condition, Order, Status
+from internal.biz.models import Condition, ModelState, Order, Request, Status
 from internal.data.redis import work_queue as work_queue_module
 
 if TYPE_CHECKING:
@@ -699,6 +700,19 @@ async def test_a_request_that_each_time_costs_an_engine_is_a_dead_letter(
     await asyncio.gather(claiming, return_exceptions=True)
 
 
+async def test_what_is_forsaken_cannot_be_given_back_any_more(net: "Net") -> None:
+    net.options = replace(net.options, lease_s=60.0)
+    server, losing = await net.server(), await net.worker("w1")
+    request = await net.publish(server)
+    run = await losing.claim_one()
+    await losing.queue.forsake("m", losing.consumer, [run.delivery])
+    await losing.queue.release(run.delivery)
+    assert not await net.redis.zrange(f"{net.base}:waiting", 0, -1)
+    await trusting(net)
+    taken = await (await net.worker("w2")).claim_one()
+    assert (taken.response_id, await net.meta(taken.response_id, "deaths")) == (request.response_id, "1")
+
+
 async def test_a_lease_that_others_have_by_now_is_not_ended(net: "Net") -> None:
     net.options = replace(net.options, lease_s=SHORT_S)
     server, losing, other = await net.server(), await net.worker("w1"), await net.worker("w2")
@@ -734,10 +748,48 @@ async def test_a_worker_that_rests_and_dies_leaves_nothing_behind(
     await eventually(is_alone)
 
 
+# ── a model that sleeps ──────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_worker_whose_model_sleeps_leaves_what_comes_to_one_that_is_awake(net: "Net") -> None:
+    server, asleep, awake = await net.server(), await net.worker("w1"), await net.worker("w2")
+    asleep.queue.attend("m", Resident(ModelState.UNLOADED))
+    await awake.tell_room(1)
+    first, second = [await net.publish(server, user=user) for user in ("ada", "bob")]
+    for request in (first, second):
+        await waiting_for(net, request, -60)  # however slow this machine is
+    # For one there is room elsewhere.
+    assert [run.response_id for run in await asleep.ask()] == [second.response_id]
+    assert [run.response_id for run in await awake.ask()] == [first.response_id]
+    third = await net.publish(server)
+    await waiting_for(net, third, -60)
+    assert [run.response_id for run in await asleep.ask()] == [third.response_id]
+
+
+async def test_what_nobody_takes_who_is_awake_wakes_a_worker_soon(net: "Net") -> None:
+    server, asleep, awake = await net.server(), await net.worker("w1"), await net.worker("w2")
+    asleep.queue.attend("m", Resident(ModelState.UNLOADED))
+    await awake.tell_room(1)
+    request = await net.publish(server)
+    await waiting_for(net, request, -60)
+    deliveries, ask_again_s = await asleep.queue._claim("m", net.base, asleep.consumer)
+    assert not deliveries
+    assert 0 < ask_again_s < 100  # and not only when it is told to
+    await waiting_for(net, request, 0.4)
+    assert [run.response_id for run in await asleep.ask()] == [request.response_id]
+
+
+async def waiting_for(net: "Net", request: Request, seconds: float) -> None:
+    """As if it had waited for so long."""
+    since_ms = int((time.time() - seconds) * 1000)
+    await net.redis.hset(f"{net.base}:meta:{request.response_id}", "waits_since", since_ms)
+
+
 class Resident:
     """Implements the port of this name."""
 
-    condition = Condition()
+    def __init__(self, state: ModelState = ModelState.LOADED) -> None:
+        self.condition = Condition(state)
 
     def order(self, order_id: str, order: Order) -> None:
         raise AssertionError

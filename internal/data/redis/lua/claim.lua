@@ -1,6 +1,6 @@
 -- Deliver requests to a worker: first those whose lease has run out, then those that wait, one of each user in turn.
--- ARGV: its name, room, lease, how many attempts in silence are the most, how many more suspects it may take, and
--- whether it has none ('1').
+-- ARGV: its name, room, lease, how many attempts in silence are the most, how many more suspects it may take, whether
+-- it has none ('1'), and whether its model sleeps ('1').
 -- Returns {when to ask again (ms; 0: when told to), turns whose last worker it is, turns whose last worker is another,
 -- deliveries}. A delivery is {id, attempt, owner, request, cancelled, earlier attempts in silence, log, deaths}: how
 -- many of its workers have died, when it is taken over from one that has.
@@ -13,9 +13,14 @@
 -- lives and has room: its engine need not read again what was said before. Who passes it by passes its user by, who
 -- stays first in the ring: within a user nothing is overtaken. Cost: one request is looked at for each delivered, and
 -- one more for each that is left; of those there are at most as many as the other workers have room for.
+--
+-- A worker whose model sleeps leaves, in the same way, what has just come to others that have room: they may answer at
+-- once, and it would load its model for nothing. It waits longer than they leave turns for each other.
 local name, room, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local max_silent, suspects, alone = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
+local asleep = ARGV[7] == '1'
 local LOOK_AT = 1000
+local ASLEEP_MS = 400
 -- For how long an engine may still have what a conversation consists of.
 local REMEMBERED_MS = 3600000
 local deliveries = {}
@@ -54,23 +59,38 @@ end
 local ask_again_ms, at_last_worker, elsewhere = 0, 0, 0
 local rooms, passed, frees_next = {}, {}, false
 
+local function ask_again_in(left_ms)
+  if ask_again_ms == 0 or left_ms < ask_again_ms then ask_again_ms = left_ms end
+end
+
+-- Whether a request that waits since then is left for whoever is awake.
+local room_elsewhere
+local function is_left_awake(since_ms)
+  local left_ms = since_ms + ASLEEP_MS - NOW_MS
+  if not asleep or left_ms <= 0 then return false end
+  if not room_elsewhere then room_elsewhere = free_room(living_workers()) - room_of(name) end
+  if room_elsewhere <= 0 then return false end
+  room_elsewhere = room_elsewhere - 1
+  ask_again_in(left_ms)
+  return true
+end
+
 -- Whether a request is left for `last`, the worker that served what it continues.
 local function is_left(last, left_until_ms)
   if not last or last == name or left_until_ms <= NOW_MS then return false end
   local its_room = rooms[last] or room_of(last)
   if its_room <= 0 then return false end
   rooms[last] = its_room - 1
-  local left_ms = left_until_ms - NOW_MS
-  if ask_again_ms == 0 or left_ms < ask_again_ms then ask_again_ms = left_ms end
+  ask_again_in(left_until_ms - NOW_MS)
   return true
 end
 
 local function deliver_next(user)
   local id = redis.call('LPOP', line_key(user))
   if not id then return end
-  local state = redis.call('HMGET', meta_key(id), 'conversation', 'last', 'left_until')
+  local state = redis.call('HMGET', meta_key(id), 'conversation', 'last', 'left_until', 'waits_since')
   local last, left_until_ms = state[2], tonumber(state[3] or 0)
-  if is_left(last, left_until_ms) then
+  if is_left_awake(tonumber(state[4] or 0)) or is_left(last, left_until_ms) then
     redis.call('LPUSH', line_key(user), id)
     keep(line_key(user)) -- it may be a new one: the last id out of it ended the list
     passed[#passed + 1] = user

@@ -24,6 +24,7 @@ local function enqueue(id, user, created_ms, first)
   end
   redis.call(first and 'LPUSH' or 'RPUSH', line, id)
   redis.call('ZADD', base .. ':waiting', created_ms, id)
+  redis.call('HSET', meta_key(id), 'waits_since', NOW_MS)
   for _, key in ipairs({line, base .. ':ring', base .. ':waiting'}) do keep(key) end
 end
 
