@@ -166,6 +166,9 @@ async def run_stack(tmp_path: Path) -> AsyncIterator[RunStack]:
                 left.kill()
             process.kill()
             await process.wait()
+        # Of a stack that was killed, its programs had the pipes: nobody says any more that they have ended.
+        process._transport.close()  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
 
 
 @pytest.fixture

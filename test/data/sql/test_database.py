@@ -415,6 +415,8 @@ async def test_a_deadlock_with_another_server_is_tried_again(
         await create_tables(database)
         await database.write(pet("Rex"), pet("Tom"))
         async with create_async_engine(postgres_database, poolclass=NullPool).begin() as other:
+            # Whoever looks first gives up: it has to be ours.
+            await other.execute(text("SET LOCAL deadlock_timeout = '1min'"))
             await other.execute(update(pets).where(pets.c.id == "Tom").values(name="2"))
             writing = asyncio.create_task(database.write((name_pet, [{}]), (name_other, [{}])))
             blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
@@ -423,7 +425,6 @@ async def test_a_deadlock_with_another_server_is_tried_again(
                 return bool((await database.read(blocked))[0][0])
 
             await eventually(is_blocked)
-            # Whose turn it is to wait for the other: the first that notices gives up.
             await other.execute(update(pets).where(pets.c.id == "Rex").values(name="2"))
         await writing
         assert {row.name for row in await database.read(select(pets))} == {"1"}
