@@ -107,7 +107,7 @@ class ModelLife:
                 await self._unload(work)
                 continue
             order_id, order = told
-            log.info("an operator's order: %s", order, extra={"model": self._model})
+            log.info("an operator's order: %s", order, extra={"model": self._model, "order": order_id})
             if order is Order.LOAD:
                 with contextlib.suppress(GenerationFailed):  # the condition says why
                     await self.wake()

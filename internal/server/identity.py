@@ -4,6 +4,7 @@ Knows where credentials are carried, not what is in them.
 """
 
 import hmac
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from http.cookies import Morsel
@@ -19,6 +20,8 @@ from internal.server.address import Proxies
 from internal.server.origin import is_allowed
 from internal.server.upgrade import is_upgrade
 from internal.service.api.accounts import guest_ttl_s
+
+log = logging.getLogger(__name__)
 
 GUEST_COOKIE = "sluice_guest"
 REALTIME = "realtime"
@@ -109,6 +112,8 @@ class Identity:
         if credential is None:
             raise Unauthenticated("send the operator's key as Authorization: Bearer KEY")
         if not hmac.compare_digest(credential.encode(errors="surrogateescape"), self._operator_key):
+            fields = {"address": self.address_of(request), "path": request.path}
+            log.warning("an operator's key was refused", extra=fields)
             raise Forbidden("this is for operators, and that is not their key", code="not_operator")
         return Caller("", self.address_of(request))
 

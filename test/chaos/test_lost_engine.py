@@ -67,6 +67,29 @@ async def test_answers_go_on_in_the_process_that_takes_the_place_of_one_whose_en
         cluster.may_log.append(ENDED)
 
 
+async def test_a_request_that_costs_models_their_common_engine_each_time_is_given_up(
+    start_cluster: "StartCluster", crowd: "MakeCrowd", open_socket: "OpenSocket"
+) -> None:
+    models = [{**CONFIG["models"][0], "name": name} for name in ("echo", "idle")]
+    async with start_cluster({**CONFIG, "models": models}, servers=1, workers=0) as cluster:
+        supervisor = cluster.start_worker(program=(PROGRAM, "worker"))
+
+        async def are_here() -> bool:
+            return len(await cluster.servers[0].workers()) == 2
+
+        await cluster.until(are_here, "both models are loaded")
+        cluster.redis.hset(cluster.key("echo", "seen"), "patient_until", 0)
+        beside = crowd(cluster.servers, "echo", 1, chunks=CHUNKS)
+        await beside.start()
+        async with open_socket(cluster.servers[0]) as socket:
+            answer = await socket.ask("this is deadly", model="echo")
+        assert answer.end == "failed"
+        assert answer.events[-1]["response"]["error"]["code"] == "max_attempts_exceeded"
+        await beside.finish()
+        assert len(re.findall(r"starting another number=0 status=75", supervisor.log)) == 3
+        cluster.may_log += [ENDED, "dead letter"]
+
+
 async def test_an_operator_s_order_reaches_a_worker_over_redis(
     start_cluster: "StartCluster", open_socket: "OpenSocket", new_answer: "type[Answer]", echo: Echo
 ) -> None:

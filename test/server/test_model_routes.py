@@ -255,6 +255,23 @@ async def test_where_nobody_is_an_operator_it_says_what_to_set(api_type: "type[A
         assert not api.resident.told
 
 
+async def test_who_gives_orders_or_may_not_is_logged_without_the_key(
+    api: "Api", caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "internal.server")
+    wrong = api.operator_key[::-1]
+    await api.call("POST", LOAD, token=wrong)
+    await order(api, UNLOAD)
+    told = [(it.getMessage(), vars(it)["address"]) for it in caplog.records if "operator" in it.getMessage()]
+    assert told == [
+        ("an operator's key was refused", "127.0.0.1"),
+        ("an operator's order: unload", "127.0.0.1"),
+    ]
+    everything = caplog.text + "".join(str(vars(record)) for record in caplog.records)
+    assert api.operator_key not in everything
+    assert wrong not in everything
+
+
 async def test_only_the_operator_s_key_will_do(api: "Api") -> None:
     key = api.operator_key
     for token in (await api.user(), key[:-1], key + "x", key.upper(), "é" * 40):

@@ -1,6 +1,7 @@
 """/v1/models: what may be asked, and for operators what is to be loaded."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Mapping
 
@@ -17,6 +18,8 @@ from internal.server.streams import Streams
 from internal.service.api.base import Body, Query
 from internal.service.api.models import Model, ModelList, ModelOrder
 from internal.service.codec.model_orders import STREAM, ModelTeller
+
+log = logging.getLogger(__name__)
 
 _BOUND = "It may take minutes; the answer comes when it is done, or after 15 minutes with an error."
 
@@ -112,6 +115,11 @@ class ModelRoutes:
         name = self._chat.require_model(request.match_info["model"])
         with streams.running(call.caller.address):
             errand = await self._orders.give(name, order)
+            log.info(
+                "an operator's order: %s",
+                order,
+                extra={"model": name, "address": call.caller.address, "order": errand.id},
+            )
             deadline.lift(request)
             try:
                 if call.body.stream:
