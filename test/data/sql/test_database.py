@@ -490,7 +490,8 @@ async def test_a_postgres_that_takes_long_is_not_taken_for_one_that_answers_nobo
         await database.transact(lambda connection: connection.execute(sleep).all())
         await database.read(sleep)
         await database.write((Write(0, sleep), [{}]))
-    assert caplog.messages == []
+    # The loop's own watch may have something to say of the machine.
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("internal")]
 
 
 async def test_a_file_that_was_taken_away_is_told(tmp_path: Path, opened: Open) -> None:
