@@ -9,6 +9,7 @@ from internal.biz.events import Delta, ReasoningDelta, TextDelta
 from internal.biz.generation import Job
 from internal.generator import tools
 from internal.generator.prompt import Piece
+from internal.generator.stops import overlap
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -71,7 +72,7 @@ class ReasoningSplitter:
         if tag:
             self._state, self._trim = "answering", True
             return [*_reasoning(thought), *self._answer(answer)]
-        keep = next((n for n in range(len(_CLOSE) - 1, 0, -1) if text.endswith(_CLOSE[:n])), 0)
+        keep = overlap(text, _CLOSE)
         self._held = text[len(text) - keep :]
         return _reasoning(text[: len(text) - keep])
 

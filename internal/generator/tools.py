@@ -14,6 +14,7 @@ from internal.biz.events import TextDelta
 from internal.biz.ids import new_id
 from internal.biz.models import Tool, ToolCall, Tooling
 from internal.generator.schemas import check, json_rule
+from internal.generator.stops import overlap
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16
@@ -110,9 +111,9 @@ class CallSplitter:
         before, tag, behind = self._held.partition(OPEN)
         if not tag:
             keep = len(before) - len(before.rstrip())
-            overlap = next((n for n in range(len(OPEN) - 1, 0, -1) if before.endswith(OPEN[:n])), 0)
-            if overlap:
-                keep = overlap + len(before[:-overlap]) - len(before[:-overlap].rstrip())
+            begun = overlap(before, OPEN)
+            if begun:
+                keep = begun + len(before[:-begun]) - len(before[:-begun].rstrip())
             _say(said, before[: len(before) - keep])
             self._held = before[len(before) - keep :]
             return False

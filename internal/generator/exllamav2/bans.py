@@ -11,6 +11,7 @@ from typing import Any
 
 from internal.biz.errors import GenerationFailed
 from internal.biz.scores import TokenScore
+from internal.generator.stops import overlap
 
 MAX_REWINDS = 256
 """Of an answer. Whoever bans everything gets no answer, and not one that never ends."""
@@ -65,7 +66,7 @@ class BannedStrings:
         if found:
             self._rewind(max(0, min(found) - len(self._tail)))
             text = self._tail + self._text
-        held = max(_overlap(text, string) for string in self._strings)
+        held = max(overlap(text, string) for string in self._strings)
         return self._take(len(text) - len(self._tail) - held)
 
     def finish(self) -> list[Heard]:
@@ -99,12 +100,6 @@ class BannedStrings:
         place = self._said + self._held_tokens
         self._tried = {it: tokens for it, tokens in self._tried.items() if it <= place}
         self._tried.setdefault(place, set()).add(dropped[0].tokens[0])
-
-
-def _overlap(text: str, string: str) -> int:
-    """How many characters at the end of `text` are the beginning of `string`, but not all of it."""
-    longest = min(len(string) - 1, len(text))
-    return next((size for size in range(longest, 0, -1) if text.endswith(string[:size])), 0)
 
 
 class NotFirst:
