@@ -11,6 +11,7 @@ from typing import Any
 
 from internal.biz.errors import GenerationFailed
 from internal.biz.scores import TokenScore
+from internal.generator.exllamav2.filters import Filter
 from internal.generator.stops import overlap
 
 MAX_REWINDS = 256
@@ -82,7 +83,7 @@ class BannedStrings:
         free, self._held = self._cut(end)
         self._said += sum(len(heard.tokens) for heard in free)
         said = self._tail + "".join(heard.text for heard in free).lower()
-        self._tail = said[len(said) - self._tail_chars :] if len(said) > self._tail_chars else said
+        self._tail = said[max(0, len(said) - self._tail_chars) :]
         return free
 
     def _cut(self, end: int) -> tuple[list[Heard], list[Heard]]:
@@ -102,33 +103,17 @@ class BannedStrings:
         self._tried.setdefault(place, set()).add(dropped[0].tokens[0])
 
 
-class NotFirst:
-    """Takes the place of an ExLlamaV2Filter: some tokens must not be the first ones of a job."""
+class NotFirst(Filter):
+    """Some tokens must not be the first ones of a job."""
 
     def __init__(self, tokens: frozenset[int]) -> None:
         self.tokens = tokens
         self._is_first = True
 
-    def begin(self, prefix_str: str) -> None:
-        """A job of the library begins."""
-
     def feed(self, token: Any) -> None:
         self._is_first = False
 
-    def can_mask_logits(self) -> bool:
-        return True
-
-    def use_background_worker(self) -> bool:
-        return False
-
-    def background_drop(self) -> None:
-        """There is nothing in the background."""
-
-    def get_next(self, mask: bool = False) -> bool:
-        return True
-
     def mask_logits(self, logits: Any) -> Any:
-        """`logits` of the shape (vocabulary, padded)."""
         if not self._is_first:
             return logits
         masked = logits.clone()

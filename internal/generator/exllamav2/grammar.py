@@ -2,13 +2,13 @@
 
 The mask of the next token is computed while the GPU is busy with it. Nothing here raises: a fault would end
 the answers of all who are in the same step.
-
-Source: https://github.com/turboderp-org/exllamav2/blob/master/exllamav2/generator/filters/base.py
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, Protocol
+
+from internal.generator.exllamav2.filters import Filter
 
 
 class Matcher(Protocol):
@@ -25,9 +25,8 @@ Mask = Callable[[Any, bytes], Any]
 """Makes -inf of all logits whose byte is 0."""
 
 
-class GrammarFilter:
-    """Takes the place of an ExLlamaV2Filter. It outlives a job of the library: the next one goes on with
-    it."""
+class GrammarFilter(Filter):
+    """It outlives a job of the library: the next one goes on with it."""
 
     def __init__(self, matcher: Matcher, mask: Mask) -> None:
         self._matcher = matcher
@@ -41,16 +40,9 @@ class GrammarFilter:
 
     # ── as exllamav2 calls it ────────────────────────────────────────────────────────────────────
 
-    def begin(self, prefix_str: str) -> None:
-        """A job of the library begins."""
-
     def feed(self, token: Any) -> None:
-        """`token`: a tensor of the shape (1, 1)."""
         self.background_drop()
         self._matcher.consume_token(int(token.item()))
-
-    def can_mask_logits(self) -> bool:
-        return True
 
     def use_background_worker(self) -> bool:
         return True
@@ -64,11 +56,7 @@ class GrammarFilter:
         if mask is not None:
             mask.exception()
 
-    def get_next(self, mask: bool = False) -> bool:
-        return True
-
     def mask_logits(self, logits: Any) -> Any:
-        """`logits` of the shape (vocabulary, padded); what may not come becomes -inf."""
         mask, self._mask = self._mask, None
         try:
             allowed = mask.result() if mask is not None else self._matcher.compute_logit_bias()
