@@ -5,6 +5,7 @@ tokens that it said: tokenised anew they may be others, and all that the cache h
 lost.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -78,9 +79,10 @@ class Encoder:
         with."""
         from tokenizers import Tokenizer
 
-        described = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        described = json.loads(text)
         self.memory = memory
-        self._first = Tokenizer.from_str(json.dumps(described))
+        self._first = Tokenizer.from_str(text)
         self._later = Tokenizer.from_str(json.dumps(_without_prefix(described)))
         added = described.get("added_tokens") or ()
         self._added = frozenset(token["content"] for token in added)
@@ -187,7 +189,7 @@ class _Reserved:
 
 def _without_prefix(described: dict[str, Any]) -> dict[str, Any]:
     """The same tokenizer, which puts no space before a text: in the middle of a prompt there is none."""
-    changed: dict[str, Any] = json.loads(json.dumps(described))
+    changed = copy.deepcopy(described)
     normalizer = changed.get("normalizer")
     if normalizer is not None:
         several = normalizer.get("normalizers", [normalizer])
