@@ -79,7 +79,7 @@ async def serve(settings: Settings, place: Place | None = None) -> None:
         stop = around.enter_context(stop_signal())
         ready: Callable[[], None] = partial(say_ready, listener)
         if place:
-            patience_s = settings.shutdown.timeout + supervisor.CLOSE_MARGIN_S
+            patience_s = supervisor.patience_s(settings)
             ready = await around.enter_async_context(attached(place, sluice, stop, patience_s))
         # Who comes first is served, and not told that the queue cannot be reached yet.
         await sluice.connect()

@@ -39,6 +39,11 @@ CLOSE_MARGIN_S = 15.0
 """What a process may need to end when the time for running answers is over; then it is killed."""
 
 
+def patience_s(settings: Settings, close_margin_s: float = CLOSE_MARGIN_S) -> float:
+    """How long a process may go on after it was told to end."""
+    return settings.shutdown.timeout + close_margin_s
+
+
 def run(settings: Settings, command: Sequence[str], close_margin_s: float = CLOSE_MARGIN_S) -> int:
     """Supervise `server.processes` processes until SIGTERM or SIGINT; returns the exit status.
 
@@ -56,7 +61,7 @@ def run(settings: Settings, command: Sequence[str], close_margin_s: float = CLOS
         tempfile.TemporaryDirectory(prefix="sluice-", ignore_cleanup_errors=True) as folder,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        deadline_s = settings.shutdown.timeout + close_margin_s
+        deadline_s = patience_s(settings, close_margin_s)
         posts = [
             Post(("-child", str(number), str(listener.fileno()), folder), listener)
             for number, listener in enumerate(listeners)
@@ -68,7 +73,7 @@ def run_worker(settings: Settings, command: Sequence[str], close_margin_s: float
     """Supervise a worker process, which `command` starts, as `run` does servers. Its one argument is
     `-child`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        deadline_s = settings.shutdown.timeout + close_margin_s
+        deadline_s = patience_s(settings, close_margin_s)
         return runner.run(Supervisor(command, [Post(("-child",))], lambda: None, deadline_s).run())
 
 

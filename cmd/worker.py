@@ -76,7 +76,7 @@ async def work(settings: Settings, models: Sequence[Model], *, is_child: bool = 
     async with contextlib.AsyncExitStack() as around:
         stop = around.enter_context(stop_signal())
         await _serve_probes(around, settings, probes.build(readiness, crew.instruments, crew_stands))
-        patience_s = settings.shutdown.timeout + supervisor.CLOSE_MARGIN_S
+        patience_s = supervisor.patience_s(settings)
         line = await around.enter_async_context(lifeline.held(stop, patience_s)) if is_child else None
 
         def ready() -> None:
