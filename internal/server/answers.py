@@ -1,11 +1,18 @@
 """Answers to plain HTTP requests: JSON, and errors in the API's one shape."""
 
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
 import orjson
 from aiohttp import web
 
 from internal.biz.errors import GenerationFailed, InvalidRequest, SluiceError, Unauthenticated
+from internal.biz.models import Response
 from internal.service.errors import error_body, http_status
 from internal.service.rate_limit import refusal_headers
+
+T = TypeVar("T")
 
 NOT_STORED = {"Cache-Control": "no-store"}
 """Of an answer that is one caller's, or true at this moment only."""
@@ -25,6 +32,14 @@ def error_answer(error: SluiceError) -> web.Response:
         response.headers["WWW-Authenticate"] = "Bearer"
     response.headers.update(refusal_headers(error))
     return response
+
+
+async def described(response: Response, describe: Callable[[Response], T]) -> T:
+    """What `describe` makes of it: in a thread when it tells of its tokens, of which there may be a hundred
+    thousand."""
+    if response.settings.logprobs is None:
+        return describe(response)
+    return await asyncio.to_thread(describe, response)
 
 
 async def guarded(request: web.Request, response: web.StreamResponse) -> None:

@@ -9,6 +9,7 @@ from internal.biz.events import Event, ResponseCreated, ResponseFailed, Response
 from internal.biz.ids import new_id
 from internal.biz.models import Status
 from internal.biz.subscription import Reading
+from internal.server.answers import described
 from internal.server.asking import asking
 from internal.server.rest import Access, AnyRoute, Call, Route, WithHeaders
 from internal.server.sse import KEEP_ALIVE_S, send
@@ -59,10 +60,7 @@ class CompletionRoutes:
             response = await self._streams.end(request, reading)
             if response.status is Status.FAILED:
                 raise failure_error(response.failure)
-            if response.settings.logprobs is None:
-                return WithHeaders(ChatCompletion.of(response), headers)
-            # There may be a hundred thousand of them.
-            return WithHeaders(await asyncio.to_thread(ChatCompletion.of, response), headers)
+            return WithHeaders(await described(response, ChatCompletion.of), headers)
         return web.Response()  # which nobody gets
 
     async def _first_words(self, request: web.Request, reading: Reading) -> list[Event]:

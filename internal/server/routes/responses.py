@@ -16,7 +16,7 @@ from internal.biz.models import Caller, Response
 from internal.biz.responses import Responses
 from internal.biz.subscription import Subscription
 from internal.server import deadline
-from internal.server.answers import NOT_STORED, json_answer
+from internal.server.answers import NOT_STORED, described, json_answer
 from internal.server.asking import asking
 from internal.server.rest import Access, AnyRoute, Call, Route
 from internal.server.sse import send
@@ -210,10 +210,7 @@ def _last_seen(request: web.Request, query: ResponseQuery) -> int:
 
 
 async def _object(response: Response, headers: Mapping[str, str] = NOT_STORED) -> web.Response:
-    if response.settings.logprobs is None:
-        return _json(response_object(response), headers)
-    # There may be a hundred thousand of them.
-    return _json(await asyncio.to_thread(response_object, response), headers)
+    return _json(await described(response, response_object), headers)
 
 
 def _json(body: dict[str, Any], headers: Mapping[str, str] = NOT_STORED) -> web.Response:
