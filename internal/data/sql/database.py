@@ -14,11 +14,12 @@ from typing import Any
 
 from sqlalchemy import make_url, text
 from sqlalchemy.engine import URL, Connection, Row
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.base import Executable
 
 from internal.biz.errors import Unavailable
 from internal.data.sql.engine import BOUNDS, Bounds, is_sqlite, open_reading, open_writing
-from internal.data.sql.faults import explained, is_away, is_worth_another_try, told
+from internal.data.sql.faults import explained, is_away, is_cut, is_undone, told
 from internal.data.sql.pulse import Pulse
 from internal.data.sql.runner import T, Work
 
@@ -30,6 +31,8 @@ MAX_WAITING = 20_000
 """Units that may wait for their transaction; what is more is refused."""
 PROBE_INTERVAL_S = 0.5
 """Between two looks whether a database that fell silent is back."""
+MAX_UNDONE = 5
+"""Times that a transaction begins anew because others stood in its way."""
 COMPLAINT_INTERVAL_S = 5.0
 """Between two log lines that say the same."""
 
@@ -217,7 +220,7 @@ class Database:
             await self.transact(commit)
         except Unavailable as error:
             # Once the commit is sent, nobody knows what became of it.
-            if commit.is_sent or not _may_repeat(error):
+            if commit.is_sent or not _was_cut(error):
                 raise
             await self.transact(commit)
         self.commits += 1
@@ -227,10 +230,21 @@ class Database:
         """What `work` returns, which has a transaction of its own. What it raises undoes all of it.
 
         Others wait for it, on SQLite all that write. `work` must do no more than ask the database: on SQLite
-        it runs on a thread, on a server on the event loop. Cancelling interrupts it; when it is cancelled, or
-        Unavailable is raised, all of it may have been committed already.
+        it runs on a thread, on a server on the event loop; and when the database undid it, which is how it
+        ends a deadlock, it is run again. Cancelling interrupts it; when it is cancelled, or Unavailable is
+        raised, all of it may have been committed already.
         """
-        async with self._turn, self._translated(), self._pulse.asking():
+        async with self._turn, self._translated():
+            for _ in range(MAX_UNDONE):
+                try:
+                    return await self._attempt(work)
+                except DBAPIError as error:
+                    if not is_undone(error):
+                        raise
+            return await self._attempt(work)
+
+    async def _attempt(self, work: Work[T]) -> T:
+        async with self._pulse.asking():
             return await self._writer.run(work)
 
     async def change(self, statement: Executable) -> int:
@@ -244,7 +258,7 @@ class Database:
         try:
             return await self._read(statement, values)
         except Unavailable as error:
-            if not _may_repeat(error):
+            if not _was_cut(error):
                 raise
         return await self._read(statement, values)
 
@@ -291,8 +305,8 @@ class _Commit:
         self.is_sent = True
 
 
-def _may_repeat(error: Unavailable) -> bool:
-    return isinstance(error.__cause__, Exception) and is_worth_another_try(error.__cause__)
+def _was_cut(error: Unavailable) -> bool:
+    return isinstance(error.__cause__, Exception) and is_cut(error.__cause__)
 
 
 def _away() -> Unavailable:

@@ -16,7 +16,7 @@ _PASSING = ("08", "25", "26", "28", "3D", "40", "42P05", "53", "55", "57", "58",
 """SQLSTATEs and classes of them: no connection, read only for now, a pooler that lost or kept a prepared
 statement, no login, no such database, a deadlock, no room, in use, coming up or going down, its disk, a plan
 from before a migration, itself. Source: PostgreSQL manual, appendix A."""
-_ROLLED_BACK = "40"
+_ROLLED_BACK = ("40001", "40P01")
 _FORBIDDEN = "42501"
 _BAD_VALUE = "22"
 _SQLITE_PASSING = frozenset((5, 6, 7, 8, 10, 13, 14, 15))
@@ -26,7 +26,7 @@ _SQLITE_BUSY = 5
 
 def is_away(error: Exception) -> bool:
     """The database, or room in it, is missing for the moment."""
-    if isinstance(error, (OSError, PoolTimeout)) or _is_cut(error):
+    if isinstance(error, (OSError, PoolTimeout)) or is_cut(error):
         return True
     if state := _sqlstate(error):
         return state.startswith(_PASSING)
@@ -50,9 +50,14 @@ def is_forbidden(error: Exception) -> bool:
     return _sqlstate(error) == _FORBIDDEN
 
 
-def is_worth_another_try(error: Exception) -> bool:
-    """The connection broke while nobody used it, or PostgreSQL chose us to end a deadlock."""
-    return _is_cut(error) or _sqlstate(error).startswith(_ROLLED_BACK)
+def is_undone(error: Exception) -> bool:
+    """The database undid the transaction so that others can go on, as it does to end a deadlock."""
+    return _sqlstate(error) in _ROLLED_BACK
+
+
+def is_cut(error: Exception) -> bool:
+    """The connection broke, be it while nobody used it."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def told(error: Exception) -> str:
@@ -149,10 +154,6 @@ _SQLITE_WORDS = {
 def _needs_a_person(error: Exception) -> bool:
     """Waiting does not help: a wrong password, an unknown database, a file that may not be written."""
     return _sqlstate(error).startswith(("28", "3D")) or _sqlite_code(error) in (8, 14)
-
-
-def _is_cut(error: Exception) -> bool:
-    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BindParameter, bindparam, delete, or_, select, update
+from sqlalchemy import BindParameter, bindparam, delete, func, or_, select, update
 from sqlalchemy.engine import Connection, Row
 
 from internal.biz.conversations import TURN_SIZE
@@ -35,8 +35,10 @@ _OUTPUT = _ITEMS.where(_m.kind != "input")
 
 _id: BindParameter[Any] = bindparam("b_id")
 _previous_id: BindParameter[Any] = bindparam("b_previous_id")
-# Of two who delete the same, or one response and the next, the second sees what the first has done.
-_LOCK = update(responses).where(or_(_r.id == _id, _r.previous_id == _id)).values(status=_r.status)
+# What is deleted links those before and behind it: of neighbours, only one at a time may go. SQLite has one
+# writer anyway.
+_ONE_AT_A_TIME = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("user"), 0)))
+_LOCK = select(_r.id).where(or_(_r.id == _id, _r.previous_id == _id)).with_for_update(key_share=True)
 _LOCKED = select(
     _r.conversation_id, _r.previous_id, _r.batch_id, _r.ended_at, _r.input_chars, _r.output_chars
 ).where(_r.id == _id)
@@ -90,12 +92,14 @@ class SqlResponses:
         return [read_item(row) for row in await self._database.read(_INPUT, {"id": response_id})]
 
     async def delete(self, response_id: str, owner: str | None) -> None:
-        await self._row(response_id, owner)
-        await self._database.transact(lambda connection: _delete(connection, response_id))
+        user = (await self._row(response_id, owner)).user_id
+        await self._database.transact(lambda connection: _delete(connection, response_id, user))
 
 
-def _delete(connection: Connection, response_id: str) -> None:
+def _delete(connection: Connection, response_id: str, user: str) -> None:
     me = {"b_id": response_id}
+    if connection.dialect.name == "postgresql":
+        connection.execute(_ONE_AT_A_TIME, {"user": user})
     connection.execute(_LOCK, me)
     row = connection.execute(_LOCKED, me).first()
     if row is None:

@@ -406,11 +406,17 @@ async def test_a_postgresql_that_restarted_while_nobody_asked_is_not_noticed(
         assert await asyncio.gather(*(count(database) for _ in range(8))) == [2] * 8
 
 
+@pytest.mark.parametrize("way", ["write", "transact"])
 async def test_a_deadlock_with_another_server_is_tried_again(
-    postgres_database: str, opened: Open, eventually: Any
+    postgres_database: str, opened: Open, eventually: Any, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     name_pet = Write(0, update(pets).where(pets.c.id == "Rex").values(name="1"))
     name_other = Write(1, update(pets).where(pets.c.id == "Tom").values(name="1"))
+
+    def name_both(connection: Connection) -> None:
+        connection.execute(name_pet.statement)
+        connection.execute(name_other.statement)
+
     async with opened(postgres_database, Bounds()) as database:
         await create_tables(database)
         await database.write(pet("Rex"), pet("Tom"))
@@ -418,7 +424,11 @@ async def test_a_deadlock_with_another_server_is_tried_again(
             # Whoever looks first gives up: it has to be ours.
             await other.execute(text("SET LOCAL deadlock_timeout = '1min'"))
             await other.execute(update(pets).where(pets.c.id == "Tom").values(name="2"))
-            writing = asyncio.create_task(database.write((name_pet, [{}]), (name_other, [{}])))
+            writing = asyncio.create_task(
+                database.write((name_pet, [{}]), (name_other, [{}]))
+                if way == "write"
+                else database.transact(name_both)
+            )
             blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
             async def is_blocked() -> bool:
@@ -428,6 +438,7 @@ async def test_a_deadlock_with_another_server_is_tried_again(
             await other.execute(update(pets).where(pets.c.id == "Rex").values(name="2"))
         await writing
         assert {row.name for row in await database.read(select(pets))} == {"1"}
+    assert not caplog.records  # the storage was there all the time
 
 
 async def test_an_sqlite_that_another_program_locks_is_waited_for_and_given_up(
