@@ -8,23 +8,28 @@ from internal.biz.commands import Create
 
 class Lane:
     """Requests that run one after another. `running` are the responses to the one at its head, several when
-    it asks several models; `starting`: how many of them are just being asked for."""
+    it asks several models; `starting`: that one, while they are just being asked for."""
 
     __slots__ = ("_waiting", "name", "running", "starting")
 
     def __init__(self, name: str | None) -> None:
         self.name = name
         self.running: list[str] = []
-        self.starting = 0
+        self.starting: Create | None = None
         self._waiting: deque[Create] | None = None
 
     @property
     def to_come(self) -> int:
         """Responses that nobody follows yet."""
-        count = self.starting
+        count = 0 if self.starting is None else self.starting.count
         for create in self._waiting or ():
             count += create.count
         return count
+
+    @property
+    def in_background(self) -> bool:
+        """Whether what is just being asked for outlives the session."""
+        return self.starting is not None and self.starting.ask.settings.background
 
     def add(self, create: Create) -> None:
         """Wait for those before it."""
@@ -77,5 +82,5 @@ class Lanes:
 
     @property
     def running(self) -> Iterator[str]:
-        """The responses that were asked for."""
-        return (response_id for lane in self for response_id in lane.running)
+        """The responses that were asked for, but for those just being asked for in the background."""
+        return (response_id for lane in self if not lane.in_background for response_id in lane.running)

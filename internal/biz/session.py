@@ -220,13 +220,13 @@ class Session:
         following: Create | None = create
         while following is not None:
             create, following = following, None
-            lane.starting = create.count
+            lane.starting = create
             try:
                 await (self._submit_batch if create.models else self._submit)(lane, create)
             except SluiceError as error:
                 self.tell(error, lane.name)
             finally:
-                lane.starting = 0
+                lane.starting = None
             if not lane.running:
                 following = lane.next()
         if not lane.running:
@@ -419,7 +419,7 @@ class Session:
     def _spawn_start(self, lane: Lane, create: Create) -> None:
         if self.closed:
             return
-        lane.starting = create.count
+        lane.starting = create
         if self._tasks is None:
             self._tasks = set()
         task = asyncio.create_task(self._start(lane, create))

@@ -659,6 +659,22 @@ async def test_what_runs_in_the_background_is_nobody_s_to_stop_on_close(server: 
     assert await client.session.close() == [run.id for run in runs if run.id != "resp_background"]
 
 
+async def test_what_is_just_being_asked_for_in_the_background_is_not_stopped_on_close(
+    server: "Server", settle: "Settle", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.history, "begin", lambda *_, **__: asyncio.Event().wait())
+    client = server.client()
+    asking = [
+        asyncio.create_task(client.send(Create(Ask((Message(Role.USER, lane),), settings=settings), lane)))
+        for lane, settings in (("a", Settings()), ("b", Settings(background=True)))
+    ]
+    await settle()
+    assert len(await client.session.close()) == 1
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)
+
+
 async def test_close_ends_the_sessions_tasks_and_tells_what_still_runs(
     server: "Server", settle: "Settle"
 ) -> None:

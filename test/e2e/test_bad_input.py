@@ -124,7 +124,7 @@ def resume(**fields: object) -> str:
         (create(reasoning={"effort": "low"}), invalid("reasoning_effort", "unsupported_parameter")),
         (create(seed=2**63), invalid("seed")),
         (create(stop=["x"] * 17), invalid("stop")),
-        (create(background=True), invalid("background", "unsupported_parameter")),
+        (create(background=True, store=False), invalid("background", "invalid_request")),
         (create(anything=1), invalid("anything", "unsupported_parameter")),
         (resume(), invalid("response_id")),
         (resume(response_id=7), invalid("response_id")),

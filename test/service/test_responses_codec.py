@@ -267,6 +267,14 @@ def test_a_bad_value_is_refused_by_name(field: str, value: object, param: str) -
     assert error.message
 
 
+def test_what_runs_in_the_background_has_to_be_stored() -> None:
+    assert create(background=True).ask.settings.background
+    assert create(background=True, model="a, b").ask.settings.background
+    assert not create().ask.settings.background
+    event = {"type": "response.create", "input": "x", "background": True, "store": False}
+    assert refused(json.dumps(event).encode()).param == "background"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
@@ -274,7 +282,6 @@ def test_a_bad_value_is_refused_by_name(field: str, value: object, param: str) -
         ("reasoning", {"summary": "auto"}, "reasoning.summary"),
         ("text", {"verbosity": "low"}, "text.verbosity"),
         ("text", {"format": {"type": "xml"}}, "text.format.type"),
-        ("background", True, "background"),
         ("_private", 1, "_private"),
         ("str", 1, "str"),
         ("a[b]", 1, "a[b]"),

@@ -1,7 +1,6 @@
 """Bodies and queries of the Responses API over HTTP, and what its answers look like."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -9,7 +8,7 @@ from pydantic import ConfigDict, Field
 from internal.biz.chat import Ask
 from internal.biz.errors import InvalidRequest
 from internal.service.api.base import WHOLE_NUMBER, Answer, Body, Query
-from internal.service.codec.responses_request import ScoredCreate
+from internal.service.codec.responses_request import FollowedCreate
 
 Include = Literal[
     "file_search_call.results",
@@ -31,13 +30,10 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class NewResponse(ScoredCreate):
+class NewResponse(FollowedCreate):
     """A turn, and how its answer comes: whole, as it is made, or later."""
 
     stream: bool | None = None
-    background: Annotated[
-        bool | None, Field(description="Answered at once; it goes on when the client leaves.")
-    ] = None
     include: Annotated[list[Include], Field(max_length=16, fail_fast=True)] | None = None
     stream_options: StreamOptions | None = None
 
@@ -46,12 +42,9 @@ class NewResponse(ScoredCreate):
         return self.include or ()
 
     def ask(self) -> Ask:
-        if self.background and self.store is False:
-            raise InvalidRequest("what runs in the background has to be stored", param="background")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options are for stream: true", param="stream_options")
-        ask = super().ask()
-        return replace(ask, settings=replace(ask.settings, background=True)) if self.background else ask
+        return super().ask()
 
 
 class ResponseQuery(Query):

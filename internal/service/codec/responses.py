@@ -19,7 +19,7 @@ from internal.biz.log import Cursor
 from internal.biz.models import ItemKind
 from internal.service.api.base import Body
 from internal.service.codec.responses_objects import event_object, part_place
-from internal.service.codec.responses_request import ScoredCreate, invalid, require_small
+from internal.service.codec.responses_request import FollowedCreate, invalid, require_small
 from internal.service.errors import error_body, http_status
 
 _Lane = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -29,7 +29,7 @@ _Include = Annotated[
 ]
 
 
-class _ResponseCreate(ScoredCreate):
+class _ResponseCreate(FollowedCreate):
     type: Literal["response.create"]
     stream_id: _Lane | None = None
     stream: Literal[True] | None = None

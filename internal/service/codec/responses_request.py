@@ -344,9 +344,11 @@ class ResponseCreate(SamplingParameters):
         return tooling(tools, choice, function, parallel=self.parallel_tool_calls is not False)
 
 
-class ScoredCreate(ResponseCreate):
-    """A `create` whose client may hear how likely the tokens of the answer were."""
+class FollowedCreate(ResponseCreate):
+    """A `create` whose client hears of the answer by itself: it may leave before the end, and may hear how
+    likely the tokens were."""
 
+    background: Annotated[bool | None, Field(description="It goes on when the client leaves.")] = None
     top_logprobs: TopLogprobs | None = None
 
     @property
@@ -355,8 +357,10 @@ class ScoredCreate(ResponseCreate):
         return ()
 
     def _settings(self) -> Settings:
-        settings = super()._settings()
-        return replace(settings, logprobs=self.top_logprobs or 0) if LOGPROBS in self.included else settings
+        if self.background and self.store is False:
+            raise InvalidRequest("what runs in the background has to be stored", param="background")
+        logprobs = self.top_logprobs or 0 if LOGPROBS in self.included else None
+        return replace(super()._settings(), background=bool(self.background), logprobs=logprobs)
 
 
 def tooling(tools: Sequence[Tool], choice: str, function: str | None, *, parallel: bool) -> Tooling:
