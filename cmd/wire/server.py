@@ -52,6 +52,7 @@ from internal.server.app import App, AppOptions
 from internal.server.docs import Docs
 from internal.server.identity import Identity
 from internal.server.openapi import OpenApi
+from internal.server.page import Page
 from internal.server.readiness import Readiness
 from internal.server.rest import AnyRoute, Rest, RouteGroup
 from internal.server.routes.accounts import AccountRoutes
@@ -249,6 +250,7 @@ def _application(
         Rest(routes, identity, limiter, max_bytes),
         OpenApi([*routes, *BESIDE], auth_required=settings.auth.required),
         Docs(),
+        Page(),
     ]
     app_options = AppOptions(settings.server.allowed_origins, settings.server.http.timeout)
     return App(chat, websockets, identity, readiness, instruments, app_options, groups).build()

@@ -78,7 +78,7 @@ class Accounts:
         self._signer = signer
         self._cipher = cipher
         self._limiter = limiter
-        self._rules = rules
+        self.rules = rules
         self._guests = Guests(signer, allowed=rules.guests, clock=clock)
         self._clock = clock
         self._noting: set[str] = set()
@@ -93,7 +93,7 @@ class Accounts:
 
         Raises Forbidden, InvalidRequest, RateLimited, and Conflict when the name is taken.
         """
-        if not self._rules.registration:
+        if not self.rules.registration:
             raise Forbidden(
                 "nobody can register here; ask whoever runs this server for an account",
                 code="registration_closed",
@@ -188,13 +188,13 @@ class Accounts:
         return self._tokens(token, now)
 
     def _refresh_token(self, user_id: str, login_id: str, now: float) -> RefreshToken:
-        return RefreshToken(new_id("rt"), user_id, login_id, now + self._rules.refresh_ttl_s)
+        return RefreshToken(new_id("rt"), user_id, login_id, now + self.rules.refresh_ttl_s)
 
     def _tokens(self, token: RefreshToken, now: float) -> Tokens:
-        expires_at = now + self._rules.access_ttl_s
+        expires_at = now + self.rules.access_ttl_s
         access = Claims(TokenType.ACCESS, new_id("at"), token.user_id, now, expires_at, token.login_id)
         refresh = Claims(TokenType.REFRESH, token.id, token.user_id, now, token.expires_at, token.login_id)
-        return Tokens(self._signer.sign(access), self._signer.sign(refresh), int(self._rules.access_ttl_s))
+        return Tokens(self._signer.sign(access), self._signer.sign(refresh), int(self.rules.access_ttl_s))
 
     # whether it is them
 

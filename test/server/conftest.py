@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from internal.biz.accounts import ApiKey, Preferences, Tokens, User
+from internal.biz.accounts import AccountRules, ApiKey, Preferences, Tokens, User
 from internal.biz.attachments import Attachments
 from internal.biz.batches import Batches
 from internal.biz.chat import Chat, ChatRules
@@ -94,6 +94,8 @@ GRACE_S = 10.0
 
 class FakeAccounts:
     """Users in a dict. A token says plainly whose it is."""
+
+    rules = AccountRules()
 
     def __init__(self) -> None:
         self.users: dict[str, tuple[User, str]] = {}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from test.server.conftest import Api
 
 GOOD: dict[str, Any] = {
+    "GET /api/v1/auth": None,
     "POST /api/v1/auth/register": {"username": "eve", "email": "eve@example.org", "password": "password-2"},
     "POST /api/v1/auth/login": {"username": "ada", "password": "password-1"},
     "POST /api/v1/auth/refresh": {"refresh_token": "REFRESH"},

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from internal.biz.accounts import ApiKey, Preferences, Tokens, User
+from internal.biz.accounts import AccountRules, ApiKey, Preferences, Tokens, User
 from internal.biz.errors import SluiceError
 from internal.biz.models import Caller
 from internal.server.rest import Access, AnyRoute, Call, Route
@@ -21,6 +21,7 @@ from internal.service.api.accounts import (
     RefreshToken,
     Registered,
     Registration,
+    SignIn,
     TokenPair,
 )
 from internal.service.api.base import Body, Query
@@ -28,6 +29,9 @@ from internal.service.api.base import Body, Query
 
 class Accounts(Protocol):
     """The use cases of users. All raise Unavailable while the storage cannot be reached."""
+
+    @property
+    def rules(self) -> AccountRules: ...
 
     async def register(
         self, username: str, email: str, password: str, address: str = "", guest: str | None = None
@@ -97,6 +101,14 @@ class AccountRoutes:
 
     def _tokens(self) -> list[AnyRoute]:
         return [
+            Route(
+                method="GET",
+                path="/api/v1/auth",
+                summary="Who may come in",
+                tag="users",
+                answer=SignIn,
+                handler=self.sign_in,
+            ),
             Route(
                 method="POST",
                 path="/api/v1/auth/register",
@@ -223,6 +235,10 @@ class AccountRoutes:
                 handler=self.revoke_key,
             ),
         ]
+
+    async def sign_in(self, call: Call[Body, Query]) -> SignIn:
+        rules = self._accounts.rules
+        return SignIn(guests=rules.guests, registration=rules.registration)
 
     async def register(self, call: Call[Registration, Query]) -> Registered:
         body, visitor = call.body, call.caller

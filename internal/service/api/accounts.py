@@ -18,6 +18,13 @@ Password = Annotated[SecretStr, Field(min_length=1, max_length=MAX_PASSWORD_CHAR
 Token = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
+class SignIn(Answer):
+    """`guests`: nobody has to log in. `registration`: anybody may become a user."""
+
+    guests: bool
+    registration: bool
+
+
 class Registration(Body):
     username: Username
     email: Annotated[str, Field(min_length=3, max_length=MAX_EMAIL_CHARS, examples=["ada@example.org"])]

@@ -1,0 +1,357 @@
+/** Builds the page, in one chain, and says which chat is shown. */
+
+import { AccountButton, signInPage } from "./account.js";
+import { Api } from "./api.js";
+import { Composer } from "./composer.js";
+import { Conversation } from "./conversation.js";
+import { el, iconButton } from "./dom.js";
+import { Identity } from "./identity.js";
+import { Link } from "./link.js";
+import { Renderer } from "./markdown.js";
+import { ModelPicker } from "./models.js";
+import { Outbox } from "./outbox.js";
+import { Responses } from "./responses.js";
+import { openSettings, settingFields } from "./settings.js";
+import { Sidebar } from "./sidebar.js";
+import { Thread } from "./thread.js";
+import { say, sayError } from "./words.js";
+
+const MAX_OPEN = 20;
+const TOAST_MS = 6000;
+const CONNECTED_MS = 2500;
+/** A title is found by a model, after the first answer. */
+const TITLE_MS = [1500, 5000, 15_000];
+
+class App {
+  #identity;
+  #api;
+  #link;
+  #responses;
+  #outbox;
+  #channel = new BroadcastChannel("sluice");
+  #open = new Map();
+  #drafts = new Map();
+  #shown = null;
+  #wasConnected = false;
+  #spoken = el("div", { class: "off-screen", role: "status", "aria-live": "polite" });
+  #toasts = el("div", { class: "toasts", role: "alert" });
+  #connection = el("p", { class: "connection", role: "status", hidden: true });
+  #title = el("h1", { class: "ellipsis title" });
+  #menu = iconButton("menu", say("menu"), () => this.#toggleMenu(true), { class: "narrow-only", "aria-controls": "sidebar", "aria-expanded": "false" });
+
+  constructor(identity) {
+    this.#identity = identity;
+    this.#api = new Api(identity);
+    this.#link = new Link("/v1/responses", identity);
+    this.#responses = new Responses(this.#link, this.#api);
+    const isBusy = (id) => this.#open.get(id)?.isBusy ?? false;
+    this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, isBusy);
+    this.models = new ModelPicker(this.#api);
+    this.sidebar = new Sidebar({
+      api: this.#api,
+      account: new AccountButton(identity),
+      actions: {
+        open: (id) => this.go(id),
+        begin: () => this.go(null),
+        deleted: (id) => this.#deleted(id),
+        changed: () => this.#tell({ kind: "list" }),
+        closeMenu: () => this.#toggleMenu(false),
+        fail: (error) => this.fail(error),
+        isRunning: isBusy,
+      },
+    });
+    this.thread = new Thread({
+      outbox: this.#outbox,
+      renderer: new Renderer(this.#api),
+      api: this.#api,
+      actions: {
+        ask: (turn) => this.#tried(() => this.#ask(turn)),
+        fail: (error) => this.fail(error),
+        isConnected: () => this.#link.isOpen,
+        putBack: ({ text }) => (this.composer.draft = { ...this.composer.draft, text }),
+      },
+    });
+    this.composer = new Composer({
+      api: this.#api,
+      models: this.models,
+      openSettings,
+      actions: {
+        send: (message) => this.#send(message),
+        stop: () => this.#stop(),
+        fail: (error) => this.fail(error),
+      },
+    });
+    this.element = el(
+      "div",
+      { class: "page" },
+      el("a", { class: "skip", href: "#message", text: say("skip"), on: { click: (event) => { event.preventDefault(); this.composer.focus(); } } }),
+      this.sidebar.element,
+      el("div", { class: "veil", on: { click: () => this.#toggleMenu(false) } }),
+      el(
+        "div",
+        { class: "chat" },
+        el("header", { class: "top" }, this.#menu, this.#title, iconButton("plus", say("newChat"), () => this.go(null), { class: "narrow-only" })),
+        this.#connection,
+        this.thread.element,
+        this.composer.element,
+      ),
+      this.#toasts,
+      this.#spoken,
+    );
+    this.#listen();
+  }
+
+  async start() {
+    this.#route();
+    this.#link.open();
+    await this.#tried(() => Promise.all([this.models.load(), this.sidebar.load()]));
+  }
+
+  #listen() {
+    addEventListener("popstate", () => this.#route());
+    this.#link.addEventListener("open", () => this.#connected());
+    this.#link.addEventListener("close", () => this.#disconnected());
+    this.#link.addEventListener("refused", ({ detail }) => this.fail(new Error(detail)));
+    this.#outbox.addEventListener("begun", ({ detail }) => this.#begun(detail.message));
+    this.#outbox.addEventListener("sent", ({ detail }) => this.#sent(detail));
+    this.#outbox.addEventListener("joined", ({ detail }) => this.#joined(detail));
+    this.#channel.addEventListener("message", ({ data }) => this.#hear(data));
+    document.addEventListener("keydown", (event) => this.#key(event));
+    document.addEventListener("dragover", (event) => event.preventDefault());
+    document.addEventListener("drop", (event) => {
+      event.preventDefault();
+      if (event.dataTransfer?.files.length) this.composer.attach(event.dataTransfer.files);
+    });
+  }
+
+  // ── which chat ─────────────────────────────────────────────────────────────────────────────────
+
+  /** Show a chat; null: a new one. */
+  go(id) {
+    this.#toggleMenu(false);
+    const path = id === null ? "/" : `/c/${id}`;
+    if (path !== location.pathname) history.pushState(null, "", path);
+    this.#route();
+    this.composer.focus();
+  }
+
+  #route() {
+    const id = location.pathname.match(/^\/c\/(\w+)$/)?.[1] ?? null;
+    if (this.#shown !== null) {
+      if (id === this.#shown.id && (id !== null || this.#shown.isEmpty)) return;
+      this.#drafts.set(this.#shown.id ?? this.#shown.place, this.composer.draft);
+    }
+    const conversation = this.#conversation(id);
+    this.#shown = conversation;
+    this.thread.show(conversation);
+    this.composer.draft = this.#drafts.get(id ?? conversation.place) ?? { text: "", uploads: [] };
+    this.sidebar.current = id;
+    this.#update();
+    if (!conversation.isLoaded) this.#load(conversation);
+  }
+
+  #conversation(id) {
+    let conversation = this.#open.get(id);
+    if (conversation !== undefined) return conversation;
+    conversation = new Conversation(this.#api, this.#responses, id);
+    conversation.addEventListener("change", () => this.#changed(conversation));
+    conversation.addEventListener("end", ({ detail }) => this.#ended(conversation, detail.answer));
+    if (id !== null) this.#keepOpen(conversation);
+    return conversation;
+  }
+
+  #keepOpen(conversation) {
+    this.#open.set(conversation.id, conversation);
+    for (const [id, old] of this.#open) {
+      if (this.#open.size <= MAX_OPEN) break;
+      if (old !== this.#shown && !old.isBusy) this.#open.delete(id);
+    }
+  }
+
+  async #load(conversation) {
+    this.thread.say(say("loadingChat"));
+    try {
+      await conversation.load();
+      if (conversation === this.#shown) this.thread.say(null);
+      this.thread.update();
+      this.#outbox.pump();
+    } catch (error) {
+      if (conversation !== this.#shown) return;
+      this.#open.delete(conversation.id);
+      this.thread.say(error.status === 404 ? say("conversationGone") : sayError(error));
+    }
+  }
+
+  #changed(conversation) {
+    if (conversation === this.#shown) this.#update();
+    this.#outbox.pump();
+  }
+
+  #update() {
+    this.composer.isBusy = this.#shown.isBusy;
+    const title = this.sidebar.titleOf(this.#shown.id) || say("untitled");
+    this.#title.textContent = title;
+    document.title = this.#shown.id === null ? "Sluice" : `${title} – Sluice`;
+  }
+
+  async #list() {
+    await this.sidebar.load();
+    this.#update();
+  }
+
+  #deleted(id) {
+    this.#open.delete(id);
+    if (this.#shown.id === id) this.go(null);
+  }
+
+  // ── asking ─────────────────────────────────────────────────────────────────────────────────────
+
+  #send({ text, files }) {
+    const content = [...(text ? [{ type: "input_text", text }] : []), ...files.map((file) => file.part)];
+    const input = files.length ? [{ type: "message", role: "user", content }] : text;
+    this.#ask({ input, text, files: files.map((file) => file.name) });
+  }
+
+  #ask({ input, text, files = [], replaces = null, models = null }) {
+    const names = models ?? this.models.chosen;
+    const fields = { model: names.length === 1 ? names[0] : names, input, ...settingFields() };
+    if (replaces !== null) fields.replaces = replaces;
+    const { id, place } = this.#shown;
+    this.#outbox.add({ conversation: id, place, fields, text, files });
+    this.thread.toEnd();
+  }
+
+  #begun({ place, conversation: id }) {
+    if (this.#shown.place !== place) return;
+    this.#shown.id = id;
+    this.#keepOpen(this.#shown);
+    history.replaceState(null, "", `/c/${id}`);
+    this.sidebar.current = id;
+    this.thread.update();
+  }
+
+  /** The server has taken a message. Without `answer` it did so over a connection that broke then. */
+  #sent({ message, answer }) {
+    const conversation = this.#conversation(message.conversation);
+    this.#joining.set(message.id, message);
+    if (this.#joining.size > MAX_OPEN) this.#joining.delete(this.#joining.keys().next().value);
+    if (answer !== null && conversation.isLoaded) conversation.join(answer, message);
+    else this.#tried(() => conversation.refresh());
+    this.#tell({ kind: "turn", conversation: message.conversation });
+    this.#list();
+  }
+
+  #joining = new Map();
+
+  /** Another model has begun to answer. */
+  #joined({ id, answer }) {
+    const message = this.#joining.get(id);
+    if (message !== undefined) this.#conversation(message.conversation).join(answer, message);
+  }
+
+  #stop() {
+    return this.#tried(() => this.#shown.stop());
+  }
+
+  #ended(conversation, answer) {
+    if (conversation === this.#shown) this.#spoken.textContent = answer.status === "failed" ? sayError(answer.error) : say("finished");
+    this.#list();
+    if (conversation.groups.length === 1) for (const delay of TITLE_MS) setTimeout(() => this.#list(), delay);
+  }
+
+  // ── other tabs, and the server ─────────────────────────────────────────────────────────────────
+
+  #tell(news) {
+    this.#channel.postMessage(news);
+  }
+
+  #hear(news) {
+    if (news.kind === "turn") this.#open.get(news.conversation)?.refresh().catch(() => {});
+    if (news.kind === "turn" || news.kind === "list") this.#list();
+  }
+
+  #connected() {
+    if (this.#wasConnected) {
+      this.#sayConnection(say("connected"), "good");
+      setTimeout(() => this.#link.isOpen && this.#sayConnection(null), CONNECTED_MS);
+      // What others have done meanwhile.
+      this.#shown.refresh().catch(() => {});
+      this.#list();
+      if (!this.models.chosen.length) this.models.load().catch(() => {});
+    } else {
+      this.#sayConnection(null);
+    }
+    this.#wasConnected = true;
+    this.thread.update();
+  }
+
+  #disconnected() {
+    this.#sayConnection(navigator.onLine ? say("reconnecting") : say("offline"));
+  }
+
+  #sayConnection(words, kind = "") {
+    this.#connection.textContent = words ?? "";
+    this.#connection.hidden = words === null;
+    this.#connection.className = `connection ${kind}`;
+  }
+
+  // ── the page ───────────────────────────────────────────────────────────────────────────────────
+
+  #toggleMenu(isOpen) {
+    this.element.classList.toggle("menu-open", isOpen);
+    this.#menu.setAttribute("aria-expanded", String(isOpen));
+  }
+
+  #key(event) {
+    const withControl = event.ctrlKey || event.metaKey;
+    if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open], :popover-open")) {
+      if (this.element.classList.contains("menu-open")) this.#toggleMenu(false);
+      else if (this.#shown.isBusy) this.#stop();
+    } else if (withControl && !event.shiftKey && event.key.toLowerCase() === "k") {
+      event.preventDefault();
+      this.#toggleMenu(true);
+      this.sidebar.focusSearch();
+    } else if (withControl && event.shiftKey && event.key.toLowerCase() === "o") {
+      event.preventDefault();
+      this.go(null);
+    }
+  }
+
+  async #tried(work) {
+    try {
+      return await work();
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  fail(error) {
+    const toast = el("p", { class: "toast" }, el("span", { text: sayError(error) }), iconButton("close", say("close"), () => toast.remove()));
+    this.#toasts.append(toast);
+    setTimeout(() => toast.remove(), TOAST_MS);
+  }
+}
+
+async function main() {
+  const identity = new Identity();
+  for (let delay = 500; ; delay = Math.min(delay * 2, 5000)) {
+    try {
+      await identity.start();
+      break;
+    } catch (error) {
+      document.body.replaceChildren(el("p", { class: "note", role: "alert", text: sayError(error) }));
+      await new Promise((resolve) => setTimeout(resolve, delay));
+    }
+  }
+  const begin = async () => {
+    if (!identity.isKnown) return document.body.replaceChildren(signInPage(identity));
+    const app = new App(identity);
+    document.body.replaceChildren(app.element);
+    await app.start();
+  };
+  // Who is somebody else now sees nothing of what was there before.
+  identity.addEventListener("change", () => location.assign("/"));
+  await begin();
+}
+
+main();

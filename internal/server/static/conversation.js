@@ -1,0 +1,269 @@
+/**
+ * One chat: its turns, which form a tree, and which of them are on the way to where it goes on. Knows the API, not how
+ * turns look.
+ */
+
+import { randomId } from "./dom.js";
+import { Answer } from "./responses.js";
+
+const PAGE = 30;
+const NEWEST = 10;
+
+/** What was asked, and an answer. `previous` is the turn that it continues; one that is `aside` is not shown. */
+class Turn {
+  constructor({ id, previous_response_id: previous, input, aside, response, created_at: createdAt }, answer) {
+    this.id = id;
+    this.previous = previous;
+    this.input = input;
+    this.aside = aside;
+    this.answer = answer;
+    this.batch = response?.batch ?? null;
+    this.createdAt = createdAt ?? response?.created_at ?? null;
+  }
+
+  get hasFailed() {
+    return this.answer !== null && this.answer.status === "failed";
+  }
+
+  get isRunning() {
+    return this.answer !== null && !this.answer.isDone;
+  }
+}
+
+/** Turns that ask the same of several models; mostly there is one. */
+class Group {
+  constructor(key, turns) {
+    this.key = key;
+    this.turns = turns.sort((one, other) => (one.batch?.position ?? 0) - (other.batch?.position ?? 0));
+  }
+
+  get input() {
+    return this.turns[0].input;
+  }
+
+  get previous() {
+    return this.turns[0].previous;
+  }
+
+  get isRunning() {
+    return this.turns.some((turn) => turn.isRunning);
+  }
+
+  get hasFailed() {
+    return this.turns.every((turn) => turn.hasFailed);
+  }
+}
+
+const keyOf = (turn) => turn.batch?.id ?? turn.id;
+const byId = (one, other) => (one.id < other.id ? -1 : 1);
+
+/** Tells with the events `change`, and `end` ({answer}) when an answer is complete. */
+export class Conversation extends EventTarget {
+  #api;
+  #responses;
+  #turns = new Map();
+  #loading = null;
+
+  id;
+  /** What it is called here while it has no id yet. */
+  place = randomId();
+  head = null;
+  hasOlder = false;
+  isLoaded;
+
+  constructor(api, responses, id = null) {
+    super();
+    this.#api = api;
+    this.#responses = responses;
+    this.id = id;
+    this.isLoaded = id === null;
+  }
+
+  get isEmpty() {
+    return this.isLoaded && this.#turns.size === 0;
+  }
+
+  get isBusy() {
+    return this.running.length > 0;
+  }
+
+  get running() {
+    return [...this.#turns.values()].filter((turn) => turn.isRunning).map((turn) => turn.answer);
+  }
+
+  /** The newest turns. Throws ApiError. */
+  async load() {
+    this.#loading ??= this.#read(PAGE).finally(() => (this.#loading = null));
+    await this.#loading;
+    this.isLoaded = true;
+    this.#changed();
+  }
+
+  /** What is new since: another tab, or another program, may have gone on. Throws ApiError. */
+  async refresh() {
+    if (this.id === null) return;
+    if (!this.isLoaded) return this.load();
+    await this.#read(NEWEST);
+    this.#changed();
+  }
+
+  async loadOlder() {
+    const oldest = [...this.#turns.keys()].sort()[0];
+    await this.#read(PAGE, oldest);
+    this.#changed();
+  }
+
+  async #read(limit, after = null) {
+    const behind = after === null ? "" : `&after=${after}`;
+    const page = await this.#api.call("GET", `/v1/conversations/${this.id}/turns?limit=${limit}${behind}`);
+    this.head = page.head_id;
+    if (after !== null || this.#turns.size === 0) this.hasOlder = page.has_more;
+    for (const found of page.data) this.#take(found);
+  }
+
+  #take(found) {
+    const known = this.#turns.get(found.id);
+    if (known !== undefined) {
+      known.previous = found.previous_response_id;
+      known.aside = found.aside;
+      known.input = found.input;
+      if (known.isRunning && found.response) known.answer.load(found.response);
+      return;
+    }
+    const answer = found.response ? new Answer(found.response) : null;
+    if (answer !== null) {
+      const { first_token_at: first, ended_at: end } = found;
+      if (first && end) [answer.firstAt, answer.lastAt] = [first * 1000, end * 1000];
+    }
+    this.#add(new Turn(found, answer));
+  }
+
+  /** An answer that the server has begun to what was asked here, in `message`. */
+  join(answer, message) {
+    if (this.#turns.has(answer.id)) return;
+    const { input, replaces } = message.fields;
+    const beside = replaces && this.#turns.get(replaces);
+    const previous = beside ? beside.previous : this.head;
+    const items = typeof input === "string" ? [{ type: "message", role: "user", content: [{ type: "input_text", text: input }] }] : input;
+    const response = { batch: answer.batch, created_at: Date.now() / 1000 };
+    const turn = new Turn({ id: answer.id, previous_response_id: previous, input: items, aside: false, response }, answer);
+    this.#add(turn);
+    if (beside) this.#goTo(turn);
+    this.#changed();
+  }
+
+  #add(turn) {
+    this.#turns.set(turn.id, turn);
+    const { answer } = turn;
+    if (answer === null || answer.isDone) return;
+    const look = () => {
+      if (!answer.isDone) return;
+      answer.removeEventListener("change", look);
+      this.dispatchEvent(new CustomEvent("end", { detail: { answer } }));
+      this.#changed();
+      this.refresh().catch(() => {}); // where it goes on from now; it is asked again at the next turn
+    };
+    answer.addEventListener("change", look);
+    this.#responses.follow(answer);
+  }
+
+  /** What is to be shown, the oldest first. */
+  get groups() {
+    return this.#grouped([...this.#turns.values()].filter((turn) => !turn.aside));
+  }
+
+  #grouped(turns) {
+    const found = new Map();
+    for (const turn of turns.sort(byId)) {
+      const key = keyOf(turn);
+      if (found.has(key)) found.get(key).push(turn);
+      else found.set(key, [turn]);
+    }
+    return [...found].map(([key, members]) => new Group(key, members));
+  }
+
+  /** The versions of a turn, itself among them: other answers to the same, or other words in its place. */
+  variants(group) {
+    const parent = this.#parentKey(group);
+    return this.#grouped([...this.#turns.values()]).filter(
+      (it) => it.key === group.key || (this.#parentKey(it) === parent && it.turns.every((turn) => turn.aside) && !it.hasFailed),
+    );
+  }
+
+  #parentKey({ previous }) {
+    const turn = this.#turns.get(previous);
+    return turn ? keyOf(turn) : previous;
+  }
+
+  /** Show another version of a turn, with what came behind it, and go on from there. Throws ApiError. */
+  async switchTo(group) {
+    const all = this.#grouped([...this.#turns.values()]);
+    let leaf = group;
+    for (let next = leaf; next !== undefined; ) {
+      leaf = next;
+      next = all.filter((it) => !it.hasFailed && this.#parentKey(it) === leaf.key).at(-1);
+    }
+    const turn = leaf.turns.find((it) => it.id === this.head) ?? leaf.turns.find((it) => !it.hasFailed);
+    await this.#api.call("PATCH", `/conversations/${this.id}`, { head: turn.id });
+    this.head = turn.id;
+    this.#goTo(turn);
+    this.#changed();
+  }
+
+  /** Of several answers, go on from this one. Throws ApiError. */
+  async choose(turn) {
+    await this.#api.call("PATCH", `/v1/batches/${turn.batch.id}`, { chosen: turn.id });
+    this.head = turn.id;
+    this.#changed();
+  }
+
+  /** Whether the chat goes on from this turn. */
+  isHead(turn) {
+    return this.head === turn.id;
+  }
+
+  /** Set aside what is not on the way to `tip`. */
+  #goTo(tip) {
+    const onPath = new Set();
+    for (let turn = tip; turn !== undefined; turn = this.#turns.get(turn.previous)) onPath.add(keyOf(turn));
+    for (const turn of this.#turns.values()) turn.aside = !onPath.has(keyOf(turn));
+  }
+
+  async stop() {
+    await Promise.all(this.running.map((answer) => this.#responses.stop(answer)));
+  }
+
+  async stopOne(answer) {
+    await this.#responses.stop(answer);
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+/** What a person has written in a turn. */
+export function textOf(input) {
+  return partsOf(input).filter((part) => part.type === "input_text").map((part) => part.text).join("\n\n");
+}
+
+/** What is attached to a turn: parts of the kinds `input_file` and `input_image`. */
+export function filesOf(input) {
+  return partsOf(input).filter((part) => part.type === "input_file" || part.type === "input_image");
+}
+
+const partsOf = (input) => input.filter((item) => item.type === "message" && item.role === "user").flatMap((item) => item.content ?? []);
+
+/** The same again, with other words. */
+export function withText(input, text) {
+  const content = [...(text ? [{ type: "input_text", text }] : []), ...filesOf(input).map(asSent)];
+  return [{ type: "message", role: "user", content }];
+}
+
+/** As it is sent, of what was stored: a file is named by its id, where it has one. */
+export function asSent(part) {
+  const { type, file_id, filename, file_data, image_url } = part;
+  const named = type === "input_file" ? { filename } : {};
+  if (file_id) return { type, file_id, ...named };
+  return type === "input_file" ? { type, file_data, ...named } : { type, image_url };
+}

@@ -1,0 +1,146 @@
+/** Who the person is: a user with tokens, or a guest with one. Knows no page. */
+
+import { Api, ApiError } from "./api.js";
+
+const PLACE = "sluice.identity";
+const EARLY_MS = 60_000;
+
+/** Nobody may come in who does not sign in. */
+export class SignInNeeded extends ApiError {
+  constructor() {
+    super("sign in first", { code: "sign_in_needed", status: 401 });
+  }
+}
+
+/** Kept in localStorage, so that all tabs are the same person. */
+export class Identity extends EventTarget {
+  #api = new Api();
+  #getting = null;
+
+  /** What the server lets people do; null where it keeps nothing, and so knows nobody. */
+  rules = null;
+
+  async start() {
+    try {
+      this.rules = await this.#api.call("GET", "/api/v1/auth");
+    } catch (error) {
+      if (error.status !== 404) throw error;
+    }
+    addEventListener("storage", (event) => {
+      if (event.key === PLACE && nameIn(event.oldValue) !== nameIn(event.newValue)) this.#changed();
+    });
+  }
+
+  /** The name of the user; null: a guest. */
+  get name() {
+    return this.#kept.name ?? null;
+  }
+
+  get isKnown() {
+    const { access, refresh } = this.#kept;
+    return this.rules === null || Boolean(access || refresh) || this.rules.guests;
+  }
+
+  /** A token that is good now; null where none is needed. Throws SignInNeeded, and ApiError. */
+  async token() {
+    if (this.rules === null) return null;
+    const { access, until } = this.#kept;
+    if (access && (!until || until - EARLY_MS > Date.now())) return access;
+    this.#getting ??= this.#exclusively(() => this.#renew(access)).finally(() => (this.#getting = null));
+    return this.#getting;
+  }
+
+  /** `token` was refused. Whether there is another one now. */
+  async refused(token) {
+    if (this.#kept.access === token) {
+      const { refresh, name } = this.#kept;
+      if (!refresh && name === undefined) this.#keep({}); // a guest whom the server does not know any more
+      else this.#keep({ ...this.#kept, access: null });
+    }
+    try {
+      return Boolean(await this.token());
+    } catch (error) {
+      if (error instanceof SignInNeeded) this.#changed();
+      return false;
+    }
+  }
+
+  /** What a guest has said goes along. Throws ApiError. */
+  async signIn(name, password) {
+    const as = new Api(this.#asGuest());
+    const tokens = await as.call("POST", "/api/v1/auth/login", { username: name, password });
+    this.#keep({ ...read(tokens), name });
+    this.#changed();
+  }
+
+  async register(name, email, password) {
+    const as = new Api(this.#asGuest());
+    await as.call("POST", "/api/v1/auth/register", { username: name, email, password });
+    await this.signIn(name, password);
+  }
+
+  async signOut() {
+    const { refresh } = this.#kept;
+    this.#keep({});
+    if (refresh) await this.#api.call("POST", "/api/v1/auth/logout", { refresh_token: refresh }).catch(() => {});
+    this.#changed();
+  }
+
+  #asGuest() {
+    const { access, name } = this.#kept;
+    return { token: async () => (name === undefined ? access : null), refused: async () => false };
+  }
+
+  async #renew(spent) {
+    const { access, refresh, name, until } = this.#kept;
+    if (access && access !== spent && (!until || until > Date.now())) return access; // another tab was faster
+    if (refresh) {
+      try {
+        const tokens = read(await this.#api.call("POST", "/api/v1/auth/refresh", { refresh_token: refresh }));
+        this.#keep({ ...tokens, name });
+        return tokens.access;
+      } catch (error) {
+        if (error.status !== 401) throw error;
+        this.#keep({});
+        this.#changed();
+      }
+    }
+    if (!this.rules.guests) throw new SignInNeeded();
+    const guest = read(await this.#api.call("POST", "/api/v1/auth/guest"));
+    this.#keep(guest);
+    return guest.access;
+  }
+
+  /** Over plain HTTP browsers have no locks: there two tabs that begin at the same moment may be two guests. */
+  #exclusively(work) {
+    return navigator.locks ? navigator.locks.request(PLACE, work) : work();
+  }
+
+  get #kept() {
+    try {
+      return JSON.parse(localStorage.getItem(PLACE)) ?? {};
+    } catch {
+      return {};
+    }
+  }
+
+  #keep(kept) {
+    localStorage.setItem(PLACE, JSON.stringify(kept));
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+function read({ access_token: access, refresh_token: refresh, expires_in: seconds }) {
+  return { access, refresh, until: Date.now() + seconds * 1000 };
+}
+
+function nameIn(kept) {
+  try {
+    return JSON.parse(kept)?.name;
+  } catch {
+    return undefined;
+  }
+}

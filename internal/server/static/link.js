@@ -1,0 +1,134 @@
+/** The WebSocket to the server, made again whenever it breaks. Knows frames, not what they say. */
+
+import { SignInNeeded } from "./identity.js";
+
+const DELAYS_MS = [200, 500, 1000, 2000, 4000];
+const PATIENCE_MS = 10_000;
+const LOOK_MS = 5_000;
+/** Who comes so late was asleep: the connection may be dead without a word. */
+const SLEPT_MS = 20_000;
+
+const UNAUTHENTICATED = 4401;
+const FORBIDDEN = 4403;
+
+/**
+ * Tells with events: `open`, `close`, and `message` with the object that came as `detail`.
+ * `generation` grows with each connection.
+ */
+export class Link extends EventTarget {
+  #path;
+  #identity;
+  #socket = null;
+  #tries = 0;
+  #timer = null;
+  #isConnecting = false;
+  #lookedAt = Date.now();
+
+  generation = 0;
+
+  constructor(path, identity) {
+    super();
+    this.#path = path;
+    this.#identity = identity;
+    addEventListener("online", () => this.#hurry());
+    // It may be another network that is gone than the one to the server: a new connection tells.
+    addEventListener("offline", () => this.reopen());
+    document.addEventListener("visibilitychange", () => !document.hidden && this.#hurry());
+    setInterval(() => this.#look(), LOOK_MS);
+  }
+
+  get isOpen() {
+    return this.#socket?.readyState === WebSocket.OPEN;
+  }
+
+  /** Whether it went: where there is no connection nothing is kept. */
+  send(message) {
+    if (!this.isOpen) return false;
+    this.#socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  async open() {
+    if (this.#socket !== null || this.#isConnecting) return;
+    clearTimeout(this.#timer);
+    this.#isConnecting = true;
+    try {
+      const token = await this.#identity.token();
+      this.#connect(token);
+    } catch (error) {
+      if (!(error instanceof SignInNeeded)) this.#again();
+    } finally {
+      this.#isConnecting = false;
+    }
+  }
+
+  close() {
+    clearTimeout(this.#timer);
+    this.#lose();
+  }
+
+  /** A new connection in the place of this one. */
+  reopen() {
+    this.close();
+    this.open();
+  }
+
+  #connect(token) {
+    const address = new URL(this.#path, location.href);
+    address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+    // Browsers send no headers here. The server answers to the first one, as it has to answer to one of them.
+    const protocols = token ? ["realtime", `openai-insecure-api-key.${token}`] : [];
+    const socket = new WebSocket(address, protocols);
+    this.#socket = socket;
+    const patience = setTimeout(() => this.#lost(socket), PATIENCE_MS);
+    socket.addEventListener("open", () => {
+      clearTimeout(patience);
+      if (socket !== this.#socket) return;
+      this.#tries = 0;
+      this.generation += 1;
+      this.dispatchEvent(new Event("open"));
+    });
+    socket.addEventListener("message", ({ data }) => {
+      if (socket === this.#socket) this.dispatchEvent(new CustomEvent("message", { detail: JSON.parse(data) }));
+    });
+    socket.addEventListener("close", async ({ code, reason }) => {
+      clearTimeout(patience);
+      if (socket !== this.#socket) return;
+      if (code === UNAUTHENTICATED && !(await this.#identity.refused(token))) return this.#lose();
+      if (code === FORBIDDEN) this.dispatchEvent(new CustomEvent("refused", { detail: reason }));
+      this.#lost(socket);
+    });
+  }
+
+  #lost(socket) {
+    if (socket !== this.#socket) return;
+    this.#lose();
+    this.#again();
+  }
+
+  #lose() {
+    const socket = this.#socket;
+    this.#socket = null;
+    if (socket === null) return;
+    socket.close();
+    this.dispatchEvent(new Event("close"));
+  }
+
+  #again() {
+    const delay = DELAYS_MS[Math.min(this.#tries, DELAYS_MS.length - 1)];
+    this.#tries += 1;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.open(), delay * (0.75 + Math.random() / 2));
+  }
+
+  #hurry() {
+    this.#look();
+    if (this.#socket === null) this.open();
+  }
+
+  #look() {
+    const slept = Date.now() - this.#lookedAt > SLEPT_MS + (document.hidden ? 60_000 : 0);
+    this.#lookedAt = Date.now();
+    if (slept && this.isOpen) this.reopen();
+  }
+}

@@ -1,0 +1,205 @@
+/**
+ * What a person has said and the server has not taken yet. It is kept in this browser, over reloads and lost
+ * connections, until the server has it, and is sent once: what may have arrived although no answer came is looked for
+ * first. Knows messages, not how they look.
+ */
+
+import { ApiError } from "./api.js";
+import { randomId } from "./dom.js";
+
+const PLACE = "sluice.outbox";
+const MAX_KEPT = 50;
+const LOOK_BACK = 10;
+const LATER_MS = 1500;
+const HEARD_MS = 400;
+/** Refusals that pass: then it is tried again. */
+const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restarting", "unreachable"]);
+
+/**
+ * Of this tab. Tells with the event `change`, and with `sent` ({message, answer}) once the server has taken one; with
+ * `begun` ({message}) when a conversation was begun for it.
+ *
+ * A message: {id, tab, conversation, place, fields, text, files, sentIn, error}: `place` is what its chat is called
+ * while it has no id, `fields` are those of `response.create`, `sentIn` the generation of the link that it went over.
+ */
+export class Outbox extends EventTarget {
+  #tab = sessionStorage.getItem("sluice.tab") ?? randomId();
+  #api;
+  #link;
+  #responses;
+  #channel;
+  #isBusy;
+  #messages = [];
+  #asking = new Set();
+
+  /** `isBusy(conversation)`: whether an answer runs there, behind which a message has to wait. */
+  constructor(api, link, responses, channel, isBusy) {
+    super();
+    this.#api = api;
+    this.#link = link;
+    this.#responses = responses;
+    this.#channel = channel;
+    this.#isBusy = isBusy;
+    sessionStorage.setItem("sluice.tab", this.#tab);
+    this.#messages = read().filter((message) => message.tab === this.#tab);
+    for (const message of this.#messages) if (message.sentIn !== null) message.sentIn = -1; // over a link of before
+    link.addEventListener("open", () => this.pump());
+    link.addEventListener("close", () => this.#changed());
+    responses.addEventListener("accepted", ({ detail }) => this.#accepted(detail));
+    responses.addEventListener("refused", ({ detail }) => this.#refused(detail));
+    channel.addEventListener("message", ({ data }) => {
+      if (data.kind === "who") channel.postMessage({ kind: "here", tab: this.#tab });
+    });
+    this.#adopt();
+  }
+
+  /** What waits in a chat, in order. */
+  in(conversation, place) {
+    return this.#messages.filter((it) => (it.conversation === null ? it.place === place : it.conversation === conversation));
+  }
+
+  add(message) {
+    if (read().length >= MAX_KEPT) throw new ApiError("too many messages wait to be sent", { code: "outbox_full" });
+    const kept = { id: randomId(), tab: this.#tab, sentIn: null, error: null, ...message };
+    this.#messages.push(kept);
+    this.#save();
+    this.pump();
+    return kept;
+  }
+
+  remove(message) {
+    this.#messages = this.#messages.filter((it) => it.id !== message.id);
+    this.#save();
+  }
+
+  retry(message) {
+    message.error = null;
+    message.sentIn = null;
+    this.#save();
+    this.pump();
+  }
+
+  /** Send what can be sent now: of each chat the first one, when no answer runs there. */
+  pump() {
+    if (!this.#link.isOpen) return;
+    const first = new Map();
+    for (const message of this.#messages) {
+      const chat = message.conversation ?? message.place;
+      if (!first.has(chat)) first.set(chat, message);
+    }
+    for (const message of first.values()) {
+      if (message.error !== null || this.#asking.has(message.id) || message.sentIn === this.#link.generation) continue;
+      if (message.conversation !== null && this.#isBusy(message.conversation) && message.sentIn === null) continue;
+      this.#asking.add(message.id);
+      this.#send(message)
+        .catch((error) => this.#failed(message, error))
+        .finally(() => this.#asking.delete(message.id));
+    }
+  }
+
+  async #send(message) {
+    if (!this.#isMine(message)) return;
+    if (message.sentIn !== null) {
+      const turns = await this.#taken(message);
+      if (turns.length) return this.#arrived(message, null);
+    }
+    if (message.conversation === null) {
+      const { id } = await this.#api.call("POST", "/v1/conversations", {});
+      for (const other of this.#messages) {
+        if (other.conversation === null && other.place === message.place) other.conversation = id;
+      }
+      this.#save();
+      this.dispatchEvent(new CustomEvent("begun", { detail: { message } }));
+    }
+    message.sentIn = this.#link.generation;
+    this.#save(); // before it goes: who is lost now asks later whether it has arrived
+    const fields = { ...message.fields, conversation: message.conversation, metadata: { message_id: message.id } };
+    if (!this.#responses.create(message.id, fields)) message.sentIn = null;
+  }
+
+  /** Its turns, should the server have it. */
+  async #taken(message) {
+    if (message.conversation === null) return [];
+    const found = await this.#api.call("GET", `/v1/conversations/${message.conversation}/turns?limit=${LOOK_BACK}`);
+    return found.data.filter((turn) => turn.response?.metadata?.message_id === message.id);
+  }
+
+  #accepted({ lane, answer }) {
+    const message = this.#messages.find((it) => it.id === idIn(lane));
+    if (message !== undefined) this.#arrived(message, answer);
+    else this.dispatchEvent(new CustomEvent("joined", { detail: { id: idIn(lane), answer } }));
+  }
+
+  #arrived(message, answer) {
+    this.remove(message);
+    this.dispatchEvent(new CustomEvent("sent", { detail: { message, answer } }));
+  }
+
+  #refused({ lane, error }) {
+    const message = this.#messages.find((it) => it.id === idIn(lane));
+    if (message !== undefined) this.#failed(message, error);
+  }
+
+  #failed(message, error) {
+    if (PASSING.has(error.code) || error.status === 503) {
+      // It is looked for first: what is locked may be locked by this very message.
+      message.sentIn = message.sentIn === null ? null : -1;
+      setTimeout(() => this.pump(), LATER_MS);
+    } else {
+      message.error = { code: error.code, message: error.message, param: error.param };
+    }
+    this.#save();
+  }
+
+  /** Take over what tabs have left that are gone. */
+  async #adopt() {
+    const living = new Set([this.#tab]);
+    const hear = ({ data }) => data.kind === "here" && living.add(data.tab);
+    this.#channel.addEventListener("message", hear);
+    this.#channel.postMessage({ kind: "who" });
+    await new Promise((resolve) => setTimeout(resolve, HEARD_MS));
+    this.#channel.removeEventListener("message", hear);
+    const left = read().filter((message) => !living.has(message.tab));
+    if (!left.length) return;
+    const mine = left.map((it) => ({ ...it, tab: this.#tab, sentIn: it.sentIn === null ? null : -1 }));
+    const ids = new Set(mine.map((message) => message.id));
+    write([...read().filter((message) => !ids.has(message.id)), ...mine]);
+    this.#messages.push(...mine);
+    this.#changed();
+    this.pump();
+  }
+
+  /** A tab that was thought to be gone may have been asleep. */
+  #isMine(message) {
+    const isMine = read().some((kept) => kept.id === message.id && kept.tab === this.#tab);
+    if (!isMine) {
+      this.#messages = this.#messages.filter((it) => it.id !== message.id);
+      this.#changed();
+    }
+    return isMine;
+  }
+
+  #save() {
+    write([...read().filter((message) => message.tab !== this.#tab), ...this.#messages]);
+    this.#changed();
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+/** Of several models each answers in a lane of its own, behind a colon. */
+const idIn = (lane) => String(lane).split(":")[0];
+
+function read() {
+  try {
+    return JSON.parse(localStorage.getItem(PLACE)) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+function write(messages) {
+  localStorage.setItem(PLACE, JSON.stringify(messages));
+}
