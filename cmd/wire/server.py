@@ -32,6 +32,7 @@ from internal.biz.responses import Responses
 from internal.biz.session import SessionLimits
 from internal.biz.session_manager import SessionManager
 from internal.biz.titles import Titles
+from internal.biz.turns import Turns
 from internal.biz.worker import Worker
 from internal.conf import settings as conf
 from internal.data.credentials.cipher import SecretCipher
@@ -45,6 +46,7 @@ from internal.data.sql.files import SqlFiles
 from internal.data.sql.items import SqlItems
 from internal.data.sql.retention import Retention
 from internal.data.sql.titles import SqlTitles
+from internal.data.sql.turns import SqlTurns
 from internal.metrics.instruments import Instruments
 from internal.metrics.loop_lag import watch_loop_lag
 from internal.server.address import Proxies
@@ -226,7 +228,7 @@ def _routes_of_storage(
     return [
         *AccountRoutes(accounts, chat).routes,
         *ConversationRoutes(conversations).routes,
-        *V1ConversationRoutes(conversations, dialogue).routes,
+        *V1ConversationRoutes(conversations, dialogue, Turns(SqlTurns(database))).routes,
         *ChatRoutes(chat, accounts, streams).routes,
         *ConfigRoutes(chat, accounts).routes,
     ]

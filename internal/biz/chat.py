@@ -193,6 +193,7 @@ class Chat:
     async def _submit(self, caller: Caller, ask: Ask, requests: Sequence[Request]) -> Submitted:
         """Those of one turn."""
         settings = ask.settings
+        _require_place(ask)
         if not (ask.turn or settings.instructions or (requests[0].continues and not ask.begins)):
             raise InvalidRequest("the input is empty", param="input")
         for request in requests:
@@ -280,7 +281,7 @@ class Chat:
         except (NotFound, Conflict):
             if not earlier.continues:
                 raise
-            alone = replace(earlier.settings, previous_response_id=None, conversation_id=None)
+            alone = replace(earlier.settings, previous_response_id=None, conversation_id=None, replaces=None)
             await self.submit(caller, replace(ask, settings=alone), response_id)
 
     async def follow(
@@ -321,6 +322,17 @@ class Chat:
     async def workers(self) -> Sequence[WorkerInfo]:
         """Who generates."""
         return await self._queue.workers()
+
+
+def _require_place(ask: Ask) -> None:
+    """Raises InvalidRequest for a turn that is to stand beside another one where nothing stands."""
+    settings = ask.settings
+    if settings.replaces is None:
+        return
+    if settings.conversation_id is None or ask.begins:
+        raise InvalidRequest("what replaces a turn names its conversation, too", param="replaces")
+    if not settings.store:
+        raise InvalidRequest("what replaces a turn has to be stored", param="replaces")
 
 
 class _Nobody:

@@ -1,5 +1,5 @@
-"""The use cases of stored conversations: list, read, rename, delete. Whose they are is checked in storage:
-what belongs to somebody else is not found."""
+"""The use cases of stored conversations: list, read, rename, go on from another turn, delete. Whose they are
+is checked in storage: what belongs to somebody else is not found."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -48,10 +48,20 @@ class ConversationStore(Protocol):
         same time."""
 
     async def messages(self, conversation_id: str, user: str) -> Sequence[StoredMessage]:
-        """All messages, the oldest first. Answers that failed have none."""
+        """All messages but those that stand aside, the oldest first. Answers that failed have none."""
 
     async def rename(self, conversation_id: str, user: str, title: str) -> None:
         """Name it, from now on for good."""
+
+    async def go_on_from(
+        self, conversation_id: str, user: str, response_id: str, title: str | None = None
+    ) -> None:
+        """The next turn continues this response; what is not on the way to it stands aside. With a title,
+        name it as well, or do neither.
+
+        Raises NotFound also when the response is not of this conversation, InvalidRequest when it failed, and
+        Conflict while an answer runs.
+        """
 
     async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> None:
         """Replace its metadata."""
@@ -97,6 +107,16 @@ class Conversations:
     async def rename(self, conversation_id: str, user: str, title: str) -> Conversation:
         """Raises NotFound, and InvalidRequest for a title that is none."""
         await self._store.rename(conversation_id, user, checked_title(title))
+        return await self._store.get(conversation_id, user)
+
+    async def go_on_from(
+        self, conversation_id: str, user: str, response_id: str, title: str | None = None
+    ) -> Conversation:
+        """The next turn continues this response. With a title, name it as well, or do neither. Raises
+        NotFound, InvalidRequest for a title that is none or a response that failed, and Conflict while an
+        answer runs."""
+        title = None if title is None else checked_title(title)
+        await self._store.go_on_from(conversation_id, user, response_id, title)
         return await self._store.get(conversation_id, user)
 
     async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> Conversation:

@@ -22,7 +22,8 @@ class ItemStore(Protocol):
     async def page(
         self, conversation_id: str, user: str, after: Place | None, limit: int, *, newest_first: bool
     ) -> Sequence[Item]:
-        """At most `limit` items, those behind `after` in this order."""
+        """At most `limit` items, those behind `after` in this order. What stands aside is left out, and found
+        only one by one."""
 
     async def get(self, conversation_id: str, user: str, place: Place) -> Item: ...
 

@@ -136,6 +136,13 @@ def unknown_response(response_id: str) -> NotFound:
     )
 
 
+def not_in_conversation(response_id: str, param: str) -> NotFound:
+    """As `unknown_response`, for one that has to be of a certain conversation."""
+    return NotFound(
+        f"there is no response {response_id!r} in this conversation", code="response_not_found", param=param
+    )
+
+
 def still_running(response_id: str) -> Conflict:
     """It was stopped, or should be, and has not ended yet."""
     return Conflict(f"response {response_id!r} has not ended yet; try again", code="response_running")

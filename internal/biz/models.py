@@ -221,15 +221,17 @@ class Tooling:
 class Settings:
     """What the client asked for, beside the messages. None means the model's default.
 
-    `conversation_id` or `previous_response_id`, not both, say what the turn continues. `max_output_tokens` is
-    at least 1. The answer ends before the first of `stop`. `logprobs`: its tokens are told with how likely
-    they were, and with so many of the likeliest ones in their places, 0 to 20. `background`: nobody has to
-    wait for it.
+    `conversation_id` or `previous_response_id`, not both, say what the turn continues. `replaces` names a
+    response of the conversation: the turn continues what that one did, and stands beside it.
+    `max_output_tokens` is at least 1. The answer ends before the first of `stop`. `logprobs`: its tokens are
+    told with how likely they were, and with so many of the likeliest ones in their places, 0 to 20.
+    `background`: nobody has to wait for it.
     """
 
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation_id: str | None = None
+    replaces: str | None = None
     max_output_tokens: int | None = None
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()

@@ -162,7 +162,8 @@ class History(Protocol):
     """What was said, turn by turn, so that a response can continue an earlier one.
 
     A turn is the request's messages and the answer to them. It follows a response
-    (`settings.previous_response_id`) or the last answer of a conversation (`settings.conversation_id`).
+    (`settings.previous_response_id`) or the last answer of a conversation (`settings.conversation_id`), or
+    what another turn of the conversation followed (`settings.replaces`), which from then on stands aside.
     Every call raises Unavailable while the storage cannot be reached, and may then be repeated.
     """
 
@@ -170,7 +171,8 @@ class History(Protocol):
         """Whether the request may continue what it names.
 
         Raises NotFound when there is no such response or conversation, or it is not `owner`'s (None:
-        whoever knows a response's id may continue it), and Conflict while an answer there still runs.
+        whoever knows a response's id may continue it), or what it replaces is not in the conversation, and
+        Conflict while an answer there still runs.
         """
 
     async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:

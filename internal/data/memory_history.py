@@ -11,6 +11,7 @@ from internal.biz.errors import (
     Conflict,
     conversation_full,
     conversation_locked,
+    not_in_conversation,
     nothing_to_continue,
     unknown_conversation,
     unknown_response,
@@ -101,6 +102,10 @@ class MemoryHistory:
                 raise conversation_locked()
             if thread.size > MAX_SIZE:
                 raise conversation_full()
+        if settings.replaces is not None:
+            replaced = self._turns.get(settings.replaces)
+            if replaced is None or replaced.request.settings.conversation_id != settings.conversation_id:
+                raise not_in_conversation(settings.replaces, "replaces")
 
     def _any_runs(self, response_ids: Sequence[str]) -> bool:
         turns = (self._turns.get(response_id) for response_id in response_ids)
@@ -128,6 +133,8 @@ class MemoryHistory:
         previous_id, conversation_id = request.settings.previous_response_id, request.settings.conversation_id
         if conversation_id is not None:
             thread = self._threads.setdefault(conversation_id, _Thread(request.user))
+            if (replaced := self._turns.get(request.settings.replaces or "")) is not None:
+                thread.head_id = replaced.previous_id
             previous_id, thread.latest_ids = thread.head_id, ids
             self._threads.move_to_end(conversation_id)
             if len(self._threads) > self._max_turns:

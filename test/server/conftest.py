@@ -25,6 +25,8 @@ from internal.biz.errors import (
     SluiceError,
     Unauthenticated,
     Unavailable,
+    conversation_locked,
+    not_in_conversation,
     unknown_conversation,
     unknown_file,
 )
@@ -60,6 +62,7 @@ from internal.biz.models import (
 from internal.biz.responses import Responses
 from internal.biz.scores import TokenScore
 from internal.biz.subscription import Subscription
+from internal.biz.turns import Turn, TurnPage, Turns
 from internal.biz.turnstile import Turnstile
 from internal.data.memory_history import MemoryHistory
 from internal.data.memory_queue import MemoryQueue, QueueLimits
@@ -224,6 +227,7 @@ class FakeStorage:
         self.turns = MemoryHistory()
         self.conversations: dict[str, Conversation] = {}
         self.said: dict[str, list[StoredMessage]] = {}
+        self.heads: dict[str, str] = {}
         self.running: dict[str, str] = {}
         self.requests: list[Request] = []
         self.batches = MemoryHistory()
@@ -257,6 +261,18 @@ class FakeStorage:
         found = await self.get(conversation_id, user)
         self.conversations[conversation_id] = replace(found, title=title, has_title=True)
 
+    async def go_on_from(
+        self, conversation_id: str, user: str, response_id: str, title: str | None = None
+    ) -> None:
+        await self.get(conversation_id, user)
+        if conversation_id in self.running.values():
+            raise conversation_locked()
+        if response_id not in {message.response_id for message in self.said[conversation_id]}:
+            raise not_in_conversation(response_id, "head")
+        self.heads[conversation_id] = response_id
+        if title is not None:
+            await self.rename(conversation_id, user, title)
+
     async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> None:
         found = await self.get(conversation_id, user)
         self.conversations[conversation_id] = replace(found, metadata=metadata)
@@ -271,7 +287,10 @@ class FakeStorage:
         conversation_id = request.settings.conversation_id or ""
         await self.get(conversation_id, request.user)
         if conversation_id in self.running.values():
-            raise Conflict("an answer in this conversation has not ended yet", code="conversation_locked")
+            raise conversation_locked()
+        replaced, said = request.settings.replaces, self.said[conversation_id]
+        if replaced is not None and replaced not in {message.response_id for message in said}:
+            raise not_in_conversation(replaced, "replaces")
 
     async def begin(self, request: Request, owner: str | None, *, begins: bool, wants_title: bool) -> None:
         if not begins:
@@ -386,6 +405,31 @@ class FakeItems:
         for item, message in await self._items(conversation_id, user):
             if item.place == place:
                 self._storage.said[conversation_id].remove(message)
+
+
+class FakeTurns:
+    """Who said what in a FakeStorage, as turns that follow nothing. Implements TurnStore."""
+
+    def __init__(self, storage: FakeStorage) -> None:
+        self._storage = storage
+
+    async def page(
+        self, conversation_id: str, user: str, after: str | None, limit: int, *, newest_first: bool
+    ) -> TurnPage:
+        said = await self._storage.messages(conversation_id, user)
+        ids = sorted({message.response_id for message in said}, reverse=newest_first)
+        behind = [one for one in ids if after is None or (one != after and (one < after) == newest_first)]
+        turns = [await self._turn(one, said) for one in behind[:limit]]
+        return TurnPage(turns, self._storage.heads.get(conversation_id), len(behind) > limit)
+
+    async def _turn(self, response_id: str, said: Sequence[StoredMessage]) -> Turn:
+        response = await self._storage.turns.get(response_id, None)
+        asked = [
+            Item(Place(response_id, number), Message(message.role, message.content))
+            for number, message in enumerate(said)
+            if message.response_id == response_id and message.role is not Role.ASSISTANT
+        ]
+        return Turn(response_id, None, False, asked, response, response.created_at)
 
 
 class NoLimits:
@@ -580,7 +624,7 @@ class Api:
             BatchFormRoutes(batches, max_body_bytes),
             AccountRoutes(self.accounts, self.chat),
             ConversationRoutes(conversations),
-            V1ConversationRoutes(conversations, dialogue),
+            V1ConversationRoutes(conversations, dialogue, Turns(FakeTurns(self.storage))),
             ResponseRoutes(self.chat, responses, self.streams),
             ChatRoutes(self.chat, self.accounts, self.streams),
             ConfigRoutes(self.chat, self.accounts),

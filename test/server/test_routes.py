@@ -59,6 +59,7 @@ GOOD: dict[str, Any] = {
     "GET /v1/conversations/{id}/items/{item_id}": None,
     "DELETE /v1/conversations/{id}/items/{item_id}": None,
     "GET /v1/conversations/{id}/history": None,
+    "GET /v1/conversations/{id}/turns": None,
     "POST /v1/batches": {"model": "m, other", "prompt": "hello"},
     "GET /v1/batches/{id}": None,
     "PATCH /v1/batches/{id}": {"chosen": "TASK"},

@@ -121,7 +121,8 @@ _MARK = Write(
             exists().where(
                 conversations.c.id == batches.c.conversation_id, conversations.c.head_id == _id("id")
             ),
-            exists().where(_later.c.previous_id == _id("id")),  # it has gone on from this very answer
+            # It has gone on from this very answer.
+            exists().where(_later.c.previous_id == _id("id"), _later.c.aside.is_(False)),
         ),
     )
     .values(chosen_id=_id("id")),

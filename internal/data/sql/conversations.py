@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, insert, literal, or_, select, tuple_, update
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from internal.biz.conversations import Page
 from internal.biz.errors import InvalidRequest, unknown_conversation
 from internal.biz.ids import ID_PATTERN
 from internal.biz.models import Conversation, Role, Status, StoredMessage
+from internal.data.sql import branches
 from internal.data.sql.database import Database, Write
 from internal.data.sql.dialect import contains
 from internal.data.sql.history import attachments_of
@@ -29,6 +30,7 @@ _c = conversations.c
 _IS_THERE = _c.deleted_at.is_(None)
 _sibling = responses.alias("sibling")
 _IS_LISTED = and_(
+    responses.c.aside.is_(False),
     messages.c.kind.in_(("input", "output")),
     messages.c.role.in_((Role.USER, Role.ASSISTANT)),
     # A user may attach a file and say nothing.
@@ -42,8 +44,8 @@ _IS_LISTED = and_(
         ),
     ),
 )
-"""Of what stands in `messages`: not instructions, not reasoning, not the answers that never came, and of what
-several models were asked only what the first one was that is still there."""
+"""Of what stands in `messages`: not what stands aside, not instructions, not reasoning, not the answers that
+never came, and of what several models were asked only what the first one was that is still there."""
 
 _COUNT = (
     select(func.count())
@@ -163,6 +165,17 @@ class SqlConversations:
 
     async def rename(self, conversation_id: str, user: str, title: str) -> None:
         await self._update(conversation_id, user, {"title": title, "has_title": True})
+
+    async def go_on_from(
+        self, conversation_id: str, user: str, response_id: str, title: str | None = None
+    ) -> None:
+        def work(connection: Connection) -> None:
+            branches.go_on_from(connection, conversation_id, user, response_id)
+            if title is not None:
+                named = update(conversations).where(_c.id == conversation_id)
+                connection.execute(named.values(title=title, has_title=True))
+
+        await self._database.transact(work)
 
     async def label(self, conversation_id: str, user: str, metadata: Mapping[str, str]) -> None:
         await self._update(conversation_id, user, {"labels": _labels(metadata)})

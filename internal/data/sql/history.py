@@ -14,6 +14,7 @@ from internal.biz.errors import (
     Conflict,
     conversation_full,
     conversation_locked,
+    not_in_conversation,
     nothing_to_continue,
     unknown_conversation,
 )
@@ -31,7 +32,7 @@ from internal.biz.models import (
     Usage,
 )
 from internal.data import older
-from internal.data.sql import statements
+from internal.data.sql import branches, statements
 from internal.data.sql.database import Database, Part, Values
 
 AT_ONCE = 200
@@ -61,6 +62,10 @@ class SqlHistory:
             await self._require_ended(settings.previous_response_id, owner)
         if settings.conversation_id is not None:
             await self._require_free(settings.conversation_id, request.user)
+        if settings.replaces is not None:
+            values = {"id": settings.replaces, "conversation_id": settings.conversation_id}
+            if not await self._database.read(statements.IN_CONVERSATION, values):
+                raise not_in_conversation(settings.replaces, "replaces")
 
     async def _require_ended(self, response_id: str, owner: str | None) -> None:
         rows = await self._database.read(statements.RESPONSE, {"id": response_id})
@@ -93,11 +98,16 @@ class SqlHistory:
             parts.append(
                 (statements.INSERT_CONVERSATION if begins else statements.TOUCH_CONVERSATION, (thread,))
             )
-            insert = statements.INSERT_RESPONSE if begins else statements.INSERT_NEXT
+            if begins:
+                insert = statements.INSERT_RESPONSE
+            else:
+                insert = statements.INSERT_NEXT if settings.replaces is None else statements.INSERT_BESIDE
         elif settings.previous_response_id is not None:
             insert = statements.INSERT_FOLLOWING
         parts.append((insert, [{**_response(one), "b_owner": owner} for one in requests]))
         parts.append((statements.INSERT_INPUT, [row for one in requests for row in _input(one)]))
+        if insert is statements.INSERT_BESIDE:
+            parts += [(write, [{"b_id": request.response_id}]) for write in branches.BESIDE]
         if request.batch is not None:
             batch = {"b_id": request.response_id, "b_prompt": request.prompt}
             parts.append((statements.INSERT_BATCH, (batch,)))
@@ -226,6 +236,7 @@ def _response(request: Request) -> Values:
         "b_user_id": request.user,
         "b_conversation_id": request.settings.conversation_id,
         "b_previous_id": request.settings.previous_response_id,
+        "b_replaces": request.settings.replaces,
         "b_batch_id": request.batch and request.batch.batch_id,
         "b_batch_position": request.batch and request.batch.position,
         "b_model": request.model,

@@ -82,7 +82,8 @@ class SqlItems:
         self, conversation_id: str, user: str, after: Place | None, limit: int, *, newest_first: bool
     ) -> Sequence[Item]:
         await self._require(conversation_id, user)
-        statement = _ordered(_ITEMS, after, newest_first=newest_first).limit(limit)
+        listed = _ITEMS.where(_r.aside.is_(False))
+        statement = _ordered(listed, after, newest_first=newest_first).limit(limit)
         return [read_item(row) for row in await self._database.read(statement, {"id": conversation_id})]
 
     async def _require(self, conversation_id: str, user: str) -> None:

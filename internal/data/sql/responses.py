@@ -10,7 +10,7 @@ from internal.biz.conversations import TURN_SIZE
 from internal.biz.dialogue import NOBODY
 from internal.biz.errors import unknown_response
 from internal.biz.items import Item, Place
-from internal.biz.models import Failure, ItemKind, OutputItem, Response, Status, Usage
+from internal.biz.models import Failure, ItemKind, OutputItem, Response, Seat, Status, Usage
 from internal.data.sql.database import Database
 from internal.data.sql.history import read_message, read_settings
 from internal.data.sql.tables import batches, conversations, messages, responses
@@ -74,12 +74,7 @@ class SqlResponses:
 
     async def get(self, response_id: str, owner: str | None) -> Response:
         row = await self._row(response_id, owner)
-        output = []
-        for it in await self._database.read(_OUTPUT, {"id": response_id}):
-            said = read_item(it).said
-            assert isinstance(said, OutputItem)
-            output.append(said)
-        return _response(row, tuple(output))
+        return read_response(row, await self._database.read(_OUTPUT, {"id": response_id}))
 
     async def _row(self, response_id: str, owner: str | None) -> Row[Any]:
         rows = await self._database.read(_RESPONSE, {"id": response_id})
@@ -115,8 +110,10 @@ def _delete(connection: Connection, response_id: str, user: str) -> None:
     connection.execute(_DELETE, me)
 
 
-def _response(row: Row[Any], output: tuple[OutputItem, ...]) -> Response:
+def read_response(row: Row[Any], output: Sequence[Row[Any]]) -> Response:
+    """A row of `responses`, and what `read_item` reads of its output."""
     has_ended = row.ended_at is not None
+    items = (read_item(it).said for it in output)
     return Response(
         row.id,
         row.model,
@@ -124,7 +121,7 @@ def _response(row: Row[Any], output: tuple[OutputItem, ...]) -> Response:
         row.created_at,
         read_settings(row),
         Status(row.status),
-        output,
+        tuple(item for item in items if isinstance(item, OutputItem)),
         usage=Usage(row.input_tokens, row.cached_tokens, row.output_tokens, row.reasoning_tokens)
         if has_ended
         else None,
@@ -133,6 +130,7 @@ def _response(row: Row[Any], output: tuple[OutputItem, ...]) -> Response:
         completed_at=row.ended_at if row.status == Status.COMPLETED else None,
         attempt=row.attempt or 0,
         first_token_at=row.first_token_at,
+        batch=Seat(row.batch_id, row.batch_position) if row.batch_id is not None else None,
     )
 
 

@@ -61,7 +61,12 @@ CONVERSATION = select(
     conversations.c.deleted_at.is_(None),
 )
 
+IN_CONVERSATION = select(responses.c.id).where(
+    responses.c.id == bindparam("id"), responses.c.conversation_id == bindparam("conversation_id")
+)
+
 _previous = responses.alias("previous")
+_replaced = responses.alias("replaced")
 
 INSERT_CONVERSATION = Write(
     0,
@@ -120,27 +125,41 @@ INSERT_FOLLOWING = Write(
         ),
     ),
 )
-# A turn in a conversation follows what its last answer is at this moment. The conversation was touched in the
-# same transaction, so that nobody else begins a turn there meanwhile. The answers of a batch are one turn.
+# The conversation was touched in the same transaction, so that nobody else begins a turn there meanwhile. The
+# answers of a batch are one turn.
+_MAY_GO_ON = and_(
+    conversations.c.id == _id("conversation_id"),
+    conversations.c.user_id == _id("user_id"),
+    conversations.c.deleted_at.is_(None),
+    conversations.c.size <= MAX_SIZE,
+    ~exists()
+    .where(
+        _previous.c.conversation_id == conversations.c.id,
+        _previous.c.ended_at.is_(None),
+        or_(
+            _id("batch_id").is_(None),
+            _previous.c.batch_id.is_(None),
+            _previous.c.batch_id != _id("batch_id"),
+        ),
+    )
+    .correlate(conversations),
+)
+# A turn in a conversation follows what its last answer is at this moment.
 INSERT_NEXT = Write(
     2,
     insert_or_ignore(responses).from_select(
         list(_NEW),
-        select(*(_NEW | {"previous_id": conversations.c.head_id}).values()).where(
-            conversations.c.id == _id("conversation_id"),
-            conversations.c.user_id == _id("user_id"),
-            conversations.c.deleted_at.is_(None),
-            conversations.c.size <= MAX_SIZE,
-            ~exists().where(
-                _previous.c.conversation_id == conversations.c.id,
-                _previous.c.ended_at.is_(None),
-                or_(
-                    _id("batch_id").is_(None),
-                    _previous.c.batch_id.is_(None),
-                    _previous.c.batch_id != _id("batch_id"),
-                ),
-            ),
-        ),
+        select(*(_NEW | {"previous_id": conversations.c.head_id}).values()).where(_MAY_GO_ON),
+    ),
+)
+# One that replaces another follows what that one did. What comes behind it is in branches.py.
+INSERT_BESIDE = Write(
+    2,
+    insert_or_ignore(responses).from_select(
+        list(_NEW),
+        select(*(_NEW | {"previous_id": _replaced.c.previous_id}).values())
+        .select_from(conversations.join(_replaced, _replaced.c.conversation_id == conversations.c.id))
+        .where(_replaced.c.id == _id("replaces"), _MAY_GO_ON),
     ),
 )
 INSERT_BATCH = Write(

@@ -17,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
     text,
 )
 
@@ -138,6 +139,7 @@ responses = Table(
     _id("previous_id"),
     _id("batch_id"),
     Column("batch_position", Integer),
+    Column("aside", Boolean, nullable=False, server_default=false()),  # see branches.py
     Column("model", String(64), nullable=False),
     Column("status", String(16), nullable=False),
     Column("attempt", Integer),  # which one said how it ended; null while it runs

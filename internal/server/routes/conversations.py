@@ -1,4 +1,4 @@
-"""/conversations: list, search, read, rename, export, delete."""
+"""/conversations: list, search, read, rename, go on from another turn, export, delete."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from internal.biz.conversations import Conversations
+from internal.biz.errors import InvalidRequest
 from internal.biz.models import Conversation, StoredMessage
 from internal.server.answers import NOT_STORED
 from internal.server.rest import Access, AnyRoute, Call, Route
 from internal.service.api.base import Body, Query
 from internal.service.api.conversations import (
     Begun,
+    Change,
     ConversationList,
     Dialogue,
     Export,
     ExportQuery,
     ListQuery,
     NewConversation,
-    Renaming,
     Summary,
     file_name,
     markdown,
@@ -87,12 +88,15 @@ class ConversationRoutes:
             Route(
                 method="PATCH",
                 path="/conversations/{id}",
-                summary="Name a conversation",
+                summary="Name a conversation, or let it go on from another response",
+                description="What is not on the way to that response stands aside: it is among the turns, "
+                "and in no other list.",
                 tag="conversations",
                 access=Access.CALLER,
-                body=Renaming,
+                body=Change,
                 answer=Summary,
-                handler=self.rename,
+                errors=(409,),
+                handler=self.change,
             ),
             Route(
                 method="DELETE",
@@ -124,8 +128,13 @@ class ConversationRoutes:
         messages = await self._conversations.messages(call.id, call.caller.user)
         return await asyncio.to_thread(_export, conversation, messages, call.query.format)
 
-    async def rename(self, call: Call[Renaming, Query]) -> Summary:
-        return Summary.of(await self._conversations.rename(call.id, call.caller.user, call.body.title))
+    async def change(self, call: Call[Change, Query]) -> Summary:
+        title, head, user = call.body.title, call.body.head, call.caller.user
+        if head is not None:
+            return Summary.of(await self._conversations.go_on_from(call.id, user, head, title))
+        if title is None:
+            raise InvalidRequest("give a title, or a head to go on from", param="title")
+        return Summary.of(await self._conversations.rename(call.id, user, title))
 
     async def delete(self, call: Call[Body, Query]) -> None:
         await self._conversations.delete(call.id, call.caller.user)

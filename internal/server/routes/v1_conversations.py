@@ -1,22 +1,38 @@
-"""/v1/conversations: the Conversations API. They are the same conversations as those of /conversations."""
+"""/v1/conversations: the Conversations API. They are the same conversations as those of /conversations.
+
+Beyond the API: their turns.
+"""
+
+import asyncio
 
 from aiohttp import web
 
 from internal.biz.conversations import Conversations
 from internal.biz.dialogue import Dialogue
+from internal.biz.turns import TurnPage, Turns
 from internal.server.answers import NOT_STORED, json_answer
 from internal.server.rest import Access, AnyRoute, Call, Route
 from internal.service.api.base import Body, Query
 from internal.service.api.responses import Item, ItemList, ItemsQuery
-from internal.service.api.v1_conversations import DeletedThread, Labels, NewItems, NewThread, Thread
+from internal.service.api.v1_conversations import (
+    DeletedThread,
+    Labels,
+    NewItems,
+    NewThread,
+    Thread,
+    TurnList,
+    TurnsQuery,
+)
 from internal.service.codec.responses_items import behind, item_list, place_of, stored_item
 from internal.service.codec.responses_request import messages
+from internal.service.codec.turns import turn_list
 
 
 class V1ConversationRoutes:
-    def __init__(self, conversations: Conversations, dialogue: Dialogue) -> None:
+    def __init__(self, conversations: Conversations, dialogue: Dialogue, turns: Turns) -> None:
         self._conversations = conversations
         self._dialogue = dialogue
+        self._turns = turns
 
     @property
     def routes(self) -> list[AnyRoute]:
@@ -109,6 +125,18 @@ class V1ConversationRoutes:
                 errors=(409,),
                 handler=self.delete_item,
             ),
+            Route(
+                method="GET",
+                path="/v1/conversations/{id}/turns",
+                summary="All turns of a conversation, also those that it does not continue",
+                description="Those that were replaced, failed or still run are among them. A page holds "
+                "fewer than `limit` where they are long.",
+                tag="conversations",
+                access=Access.CALLER,
+                query=TurnsQuery,
+                answer=TurnList,
+                handler=self.turns,
+            ),
         ]
 
     async def create(self, call: Call[NewThread, Query]) -> Thread:
@@ -152,6 +180,18 @@ class V1ConversationRoutes:
         place = place_of(call.request.match_info["item_id"])
         await self._dialogue.delete(call.id, call.caller.user, place)
         return Thread.of(await self._conversations.get(call.id, call.caller.user))
+
+    async def turns(self, call: Call[Body, TurnsQuery]) -> web.Response:
+        query = call.query
+        page = await self._turns.page(
+            call.id, call.caller.user, query.after, query.limit, newest_first=query.order == "desc"
+        )
+        # A long one would take the event loop's time.
+        return await asyncio.to_thread(_page, page)
+
+
+def _page(page: TurnPage) -> web.Response:
+    return _json(turn_list(page))
 
 
 def _json(body: object) -> web.Response:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from internal.biz.conversations import MAX_PAGE, MAX_TITLE_CHARS, Page
 from internal.biz.models import Attachment, Conversation, Role, StoredMessage
-from internal.service.api.base import WHOLE_NUMBER, Answer, Body, Query, Timestamp, timestamp
+from internal.service.api.base import WHOLE_NUMBER, Answer, Body, Id, Query, Timestamp, timestamp
 
 DEFAULT_PAGE = 20
 MAX_FILE_NAME_CHARS = 40
@@ -31,8 +31,11 @@ class NewConversation(Body):
     title: Title | None = None
 
 
-class Renaming(Body):
-    title: Title
+class Change(Body):
+    """`title` or `head`, or both. `head`: the response that the conversation goes on from."""
+
+    title: Title | None = None
+    head: Id | None = None
 
 
 class ListQuery(Query):

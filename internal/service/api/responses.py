@@ -114,8 +114,14 @@ class OfConversation(Answer):
     id: str
 
 
+class OfBatch(Answer):
+    id: str
+    position: int
+
+
 class ResponseObject(Answer):
-    """As the OpenAI API has it. `output` holds what there is so far."""
+    """As the OpenAI API has it. `output` holds what there is so far. `batch` is there where several models
+    were asked."""
 
     id: str
     object: Literal["response"]
@@ -143,6 +149,7 @@ class ResponseObject(Answer):
     text: dict[str, Any]
     reasoning: dict[str, Any]
     usage: TokenUsage | None
+    batch: OfBatch | None = None
 
 
 class DeletedResponse(Answer):

@@ -1,6 +1,7 @@
 """What a client asks for with the Responses API, over a WebSocket as over HTTP.
 
-Beyond the API: several models, as `"a, b"` or `["a", "b"]`; `stop`, `seed` and more ways to choose tokens, as
+Beyond the API: several models, as `"a, b"` or `["a", "b"]`; `replaces`, the response of the conversation
+beside which the new one stands; `stop`, `seed` and more ways to choose tokens, as
 most servers of open models take them; and a `text.format` of `{"type": "regex", "pattern": …}`.
 Source: https://platform.openai.com/docs/api-reference/responses/create
 """
@@ -263,6 +264,7 @@ class ResponseCreate(SamplingParameters):
     conversation: (
         Annotated[_Conversation, BeforeValidator(_by_id, json_schema_input_type=_Id | _Conversation)] | None
     ) = None
+    replaces: _Id | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Stop | None = None
     text: _TextOptions | None = None
@@ -312,6 +314,7 @@ class ResponseCreate(SamplingParameters):
             conversation_id=None if self.conversation is None else self.conversation.id,
             instructions=self.instructions,
             previous_response_id=self.previous_response_id,
+            replaces=self.replaces,
             max_output_tokens=self.max_output_tokens,
             sampling=self.sampling,
             stop=tuple(self.stop or ()),
