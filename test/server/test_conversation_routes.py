@@ -188,3 +188,152 @@ def test_a_file_s_name_is_harmless(title: str, name: str) -> None:
 
 def test_markdown_without_a_title_is_named_by_its_id() -> None:
     assert markdown(export_of(" ")).startswith("# conv_1\n")
+
+
+# ── branches ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def asked(api: "Api", token: str, conversation: str, **body: Any) -> Any:
+    """How a response ended."""
+    async with api.engine.answering():
+        body = {"input": "hello", "conversation": conversation, **body}
+        reply = await api.call("POST", "/v1/responses", body, token)
+    assert reply.status == 200, await reply.text()
+    return await reply.json()
+
+
+async def test_a_conversation_goes_on_from_another_response(api: "Api") -> None:
+    token = await api.user()
+    session_id = await api.begin(token, "A trip")
+    first = await asked(api, token, session_id)
+    await asked(api, token, session_id, replaces=first["id"])
+    settings = api.storage.requests[-1].settings
+    assert (settings.conversation_id, settings.replaces) == (session_id, first["id"])
+    path = f"/conversations/{session_id}"
+    moved = await api.call("PATCH", path, {"head": first["id"]}, token)
+    assert (moved.status, (await moved.json())["title"]) == (200, "A trip")
+    assert api.storage.heads == {session_id: first["id"]}
+    both = await api.call("PATCH", path, {"head": first["id"], "title": "Lisbon"}, token)
+    assert (both.status, (await both.json())["title"]) == (200, "Lisbon")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "code"),
+    [
+        ({}, 400, "title", None),
+        ({"title": None, "head": None}, 400, "title", None),
+        ({"head": "a b"}, 400, "head", None),
+        ({"head": 5}, 400, "head", None),
+        ({"head": "HEAD", "title": "\u200b"}, 400, "title", None),
+        ({"head": "resp_none"}, 404, "head", "response_not_found"),
+        ({"head": "resp_none", "title": "Lisbon"}, 404, "head", "response_not_found"),
+    ],
+)
+async def test_a_change_that_cannot_be_made_changes_nothing(
+    api: "Api", body: dict[str, Any], status: int, param: str, code: str | None
+) -> None:
+    token = await api.user()
+    session_id = await api.begin(token, "A trip")
+    response = await asked(api, token, session_id)
+    body = {key: response["id"] if value == "HEAD" else value for key, value in body.items()}
+    reply = await api.call("PATCH", f"/conversations/{session_id}", body, token)
+    error = (await reply.json())["error"]
+    assert (reply.status, error["param"]) == (status, param)
+    assert code is None or error["code"] == code
+    (found,) = (await listed(api, token))["conversations"]
+    assert (found["title"], api.storage.heads) == ("A trip", {})
+
+
+async def test_a_conversation_goes_on_from_nothing_else_while_an_answer_runs(api: "Api") -> None:
+    token = await api.user()
+    session_id = await api.begin(token, "A trip")
+    first = await asked(api, token, session_id)
+    body = {"input": "again", "conversation": session_id, "replaces": first["id"], "background": True}
+    assert (await api.call("POST", "/v1/responses", body, token)).status == 200
+    for method, path, more in (
+        ("POST", "/v1/responses", body),
+        ("POST", "/v1/batches", {"prompt": "x", "conversation_id": session_id, "replaces": first["id"]}),
+        ("PATCH", f"/conversations/{session_id}", {"head": first["id"]}),
+    ):
+        reply = await api.call(method, path, more, token)
+        assert (reply.status, (await reply.json())["error"]["code"]) == (409, "conversation_locked")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "hello"}),
+        ("/v1/responses", {"input": "hello", "previous_response_id": "RESPONSE"}),
+        ("/v1/responses", {"input": "hello", "conversation": "CONVERSATION", "store": False}),
+        ("/v1/batches", {"prompt": "hello"}),
+        ("/v1/batches", {"prompt": "hello", "previous_response_id": "RESPONSE"}),
+        ("/v1/batches", {"prompt": "hello", "conversation_id": "CONVERSATION", "store": False}),
+    ],
+)
+async def test_what_replaces_a_turn_names_its_conversation_and_is_stored(
+    api: "Api", path: str, body: dict[str, Any]
+) -> None:
+    token = await api.user()
+    session_id = await api.begin(token)
+    named = {"CONVERSATION": session_id, "RESPONSE": (await asked(api, token, session_id))["id"]}
+    body = {key: named.get(str(value), value) for key, value in body.items()}
+    reply = await api.call("POST", path, {**body, "replaces": named["RESPONSE"]}, token)
+    assert (reply.status, (await reply.json())["error"]["param"]) == (400, "replaces")
+
+
+async def test_what_is_not_of_the_conversation_is_not_replaced(api: "Api") -> None:
+    token = await api.user()
+    session_id = await api.begin(token)
+    await asked(api, token, session_id)
+    for path, body in (
+        ("/v1/responses", {"input": "x", "conversation": session_id}),
+        ("/v1/batches", {"prompt": "x", "conversation_id": session_id}),
+    ):
+        reply = await api.call("POST", path, {**body, "replaces": "resp_none"}, token)
+        error = (await reply.json())["error"]
+        assert (reply.status, error["code"], error["param"]) == (404, "response_not_found", "replaces")
+
+
+async def test_turns_are_listed_page_by_page(api: "Api") -> None:
+    token = await api.user()
+    session_id = await api.begin(token)
+    path = f"/v1/conversations/{session_id}/turns"
+    empty = await (await api.call("GET", path, token=token)).json()
+    ends = {"first_id": None, "last_id": None, "head_id": None}
+    assert empty == {"object": "list", "data": [], "has_more": False, **ends}
+    ended = [await asked(api, token, session_id, input=f"q{number}") for number in range(3)]
+    api.storage.heads[session_id] = ended[2]["id"]
+    page = await (await api.call("GET", f"{path}?limit=2", token=token)).json()
+    newest, before = page.pop("data")
+    assert page == {
+        "object": "list",
+        "first_id": ended[2]["id"],
+        "last_id": ended[1]["id"],
+        "has_more": True,
+        "head_id": ended[2]["id"],
+    }
+    (item,) = newest["input"]
+    assert newest == {
+        "id": ended[2]["id"],
+        "object": "conversation.turn",
+        "previous_response_id": None,
+        "aside": False,
+        "created_at": newest["created_at"],
+        "first_token_at": None,
+        "ended_at": None,
+        "input": [item],
+        "response": ended[2],
+    }
+    assert (item["role"], item["content"][0]["text"], item["response_id"]) == ("user", "q2", newest["id"])
+    rest = await (await api.call("GET", f"{path}?after={before['id']}", token=token)).json()
+    assert ([turn["id"] for turn in rest["data"]], rest["has_more"]) == ([ended[0]["id"]], False)
+    oldest = await (await api.call("GET", f"{path}?order=asc&limit=1", token=token)).json()
+    assert [turn["id"] for turn in oldest["data"]] == [ended[0]["id"]]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "order=up", "after=", "after=a%20b", "before=x"])
+async def test_a_page_of_turns_that_cannot_be(api: "Api", query: str) -> None:
+    token = await api.user()
+    session_id = await api.begin(token)
+    reply = await api.call("GET", f"/v1/conversations/{session_id}/turns?{query}", token=token)
+    assert (reply.status, (await reply.json())["error"]["param"]) == (400, query.partition("=")[0])

@@ -329,7 +329,7 @@ BROKEN = {
 }
 
 
-EITHER = {"POST /v1/batches"}
+EITHER = {"POST /v1/batches", "PATCH /conversations/{id}"}
 """They need one of several fields, none of which is required."""
 
 
