@@ -1,5 +1,5 @@
-"""What all tests share: a watched event loop, its clock, programs of ours, servers that keep data, requests,
-a reader of logs, and one of what engines say.
+"""What all tests share: a watched event loop, its clock, programs of ours, the server, those that keep data,
+requests, a reader of logs, and one of what engines say.
 
 A test that uses the event loop fails when a callback takes the loop for longer than 100 ms, when an error
 reaches the loop's exception handler, and when a task is left behind.
@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import functools
 import gc
+import http.client
 import json
 import logging
 import os
 import queue
+import re
 import secrets
 import select
 import shutil
@@ -24,15 +26,19 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple, Protocol
 
 import asyncpg  # type: ignore[import-untyped]
+import psutil
 import pytest
 import redis
+import yaml
 from hypothesis import settings as hypothesis_settings
+from prometheus_client.parser import text_string_to_metric_families
 from pytest_asyncio import is_async_test
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -40,7 +46,7 @@ from sqlalchemy.pool import NullPool
 
 from cmd import local_postgres, local_redis
 from cmd.local_postgres import LocalPostgres
-from cmd.local_redis import LocalRedis
+from cmd.local_redis import LocalRedis, free_port
 from internal.biz.errors import EngineLost, SluiceError
 from internal.biz.events import Event, QueueUpdate
 from internal.biz.generation import Chunk, Finished, Job, Output
@@ -59,7 +65,7 @@ hypothesis_settings.register_profile("sluice", deadline=None, max_examples=60, p
 hypothesis_settings.load_profile("sluice")
 
 
-PROCESSES_S = {"e2e": 40.0, "faults": 90.0, "chaos": 60.0}
+PROCESSES_S = {"e2e": 40.0, "web": 60.0, "faults": 90.0, "chaos": 60.0}
 """Folders whose tests talk to processes of their own, and how long one of these may take, whatever it waits
 for, unless it says so itself."""
 
@@ -467,6 +473,241 @@ def run_program(start_program: StartProgram, start_fresh: StartProgram) -> RunPr
             return Ended(status, output.read().decode(), errors.read().decode())
 
     return run
+
+
+# ── the server ───────────────────────────────────────────────────────────────────────────────────
+
+PROGRAM = ("-m", "cmd.server")
+STEP_DEADLINE_S = 15.0
+"""What a single step of a test that talks to a server may take on a busy machine."""
+START_DEADLINE_S = 60.0
+
+JSON = dict[str, Any]
+ALARMS = re.compile(
+    r"Traceback|Task was destroyed|never retrieved|never awaited|Warning:|Fatal|CRITICAL|ERROR|Exception|"
+    r"Unhandled|took \d+\.\d+ seconds"
+)
+
+
+class Reply(NamedTuple):
+    """What a plain HTTP request was answered with."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+@dataclass(slots=True)
+class Server:
+    """A running `python -m cmd.server`. Killed, it may be started again in the same place."""
+
+    process: Child
+    port: int
+    config_file: Path
+    log_file: Path
+    output_file: Path
+    start_process: Callable[[], Child]
+    expected_status: int = 0
+    expected_alarm: str = "(?!)"
+    """A pattern of what it may log although that is alarming; nothing matches this one."""
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    @property
+    def output(self) -> str:
+        return self.output_file.read_text()
+
+    def ws(self, path: str = "/ws") -> str:
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+    def http(self, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def get(
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: object = None,
+        source: str = "127.0.0.1",
+    ) -> Reply:
+        """`body` is sent as JSON, unless it is None; `source`: the address that this comes from."""
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=STEP_DEADLINE_S, source_address=(source, 0)
+        )
+        sent, data = dict(headers or {}), None
+        if body is not None:
+            sent["Content-Type"], data = "application/json", json.dumps(body)
+        with contextlib.closing(connection):
+            connection.connect()
+            if connection.sock.getsockname() == connection.sock.getpeername():
+                # Nobody listened, and the kernel took the very port to come from.
+                raise ConnectionRefusedError
+            connection.request(method, path, data, sent)
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.getheaders()), response.read().decode())
+
+    async def fetch(
+        self,
+        path: str,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: object = None,
+        source: str = "127.0.0.1",
+    ) -> Reply:
+        """`get` for asynchronous tests."""
+        return await asyncio.to_thread(self.get, path, method, headers, body, source)
+
+    async def metrics(self) -> "Metrics":
+        return Metrics((await self.fetch("/metrics")).text)
+
+    async def metric_becomes(self, name: str, value: float, **labels: str) -> None:
+        """Wait until a sample has this value."""
+        seen = None
+        try:
+            async with asyncio.timeout(STEP_DEADLINE_S):
+                while (seen := (await self.metrics()).value(name, **labels)) != value:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            pytest.fail(f"{name}{labels} is {seen}, and did not become {value}")
+
+    def resident_bytes(self) -> int:
+        rss: int = psutil.Process(self.process.pid).memory_info().rss
+        return rss
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = STEP_DEADLINE_S) -> int:
+        """The exit status."""
+        return self.process.wait(timeout_s)
+
+    async def exit_status(self, timeout_s: float = STEP_DEADLINE_S) -> int:
+        return await asyncio.to_thread(self.wait, timeout_s)
+
+    def wait_until_ready(self, deadline_s: float = START_DEADLINE_S) -> None:
+        until = time.monotonic() + deadline_s
+        while True:
+            if self.process.poll() is not None:
+                pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
+            with contextlib.suppress(OSError):
+                if self.get("/readyz").status == 200:
+                    return
+            if time.monotonic() > until:
+                pytest.fail(f"the server was not ready in time:\n{self.log}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop it as an operator does; it must have gone quietly, with `expected_status`."""
+        if self.process.poll() is None:
+            self.signal()
+        try:
+            status = self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"the server did not stop on SIGTERM:\n{self.log}")
+        assert status == self.expected_status, self.log
+        assert not ALARMS.search(re.sub(self.expected_alarm, "", self.log)), self.log
+
+    def kill(self) -> None:
+        """As a crash does."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def start_again(self) -> None:
+        """With the same configuration, and on the same port. Blocks until it is ready."""
+        assert self.process.poll() is not None, "it runs"
+        self.process = self.start_process()
+        self.wait_until_ready()
+
+
+class RunServer(Protocol):
+    def __call__(
+        self,
+        config: JSON,
+        *,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+        program: Sequence[str] = PROGRAM,
+        fresh: bool = False,
+    ) -> AbstractContextManager[Server]:
+        """Run a server with `config`; its address is chosen here. It is stopped, and checked, at the end.
+        `fresh`: in a Python that has just started, as an operator does."""
+
+
+@pytest.fixture(scope="session")
+def run_server(
+    tmp_path_factory: pytest.TempPathFactory, start_program: StartProgram, start_fresh: StartProgram
+) -> RunServer:
+    @contextlib.contextmanager
+    def run(
+        config: JSON,
+        *,
+        env: Mapping[str, str] | None = None,
+        ready: bool = True,
+        program: Sequence[str] = PROGRAM,
+        fresh: bool = False,
+    ) -> Iterator[Server]:
+        folder = tmp_path_factory.mktemp("server")
+        port = free_port()
+        http_section = {"addr": f"127.0.0.1:{port}"}
+        sections = {
+            **config,
+            "server": {"http": http_section, **config.get("server", {})},
+            "storage": {"url": f"sqlite:///{folder}/sluice.db", **config.get("storage", {})},
+            "files": {"folder": str(folder / "files"), **config.get("files", {})},
+            "auth": {"secret_file": str(folder / "secret.key"), **config.get("auth", {})},
+        }
+        conf = folder / "config.yaml"
+        conf.write_text(yaml.safe_dump(sections))
+        words = [*program, "-conf", str(conf)]
+        start = start_fresh if fresh else start_program
+
+        def start_process() -> Child:
+            with (folder / "log").open("ab") as log, (folder / "output").open("ab") as output:
+                return start(words, env, stdout=output, stderr=log)
+
+        server = Server(start_process(), port, conf, folder / "log", folder / "output", start_process)
+        try:
+            if ready:
+                server.wait_until_ready()
+            yield server
+        except BaseException:
+            server.kill()
+            raise
+        server.stop()
+
+    return run
+
+
+@dataclass(slots=True)
+class Metrics:
+    """A scrape of `/metrics`, parsed as Prometheus would."""
+
+    text: str
+    samples: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for family in text_string_to_metric_families(self.text):
+            self.types[family.name] = family.type
+            for sample in family.samples:
+                self.samples[sample.name, frozenset(sample.labels.items())] = sample.value
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.samples.get((name, frozenset(labels.items())), 0.0)
+
+
+@pytest.fixture(scope="session")
+def parse_metrics() -> type[Metrics]:
+    return Metrics
 
 
 # ── Redis ────────────────────────────────────────────────────────────────────────────────────────

@@ -1,4 +1,4 @@
-"""The real process and real clients. Tests share these by fixtures: `test` cannot be imported.
+"""Real clients of the real process (`run_server`). Tests share these by fixtures: `test` cannot be imported.
 
 A server is stopped by SIGTERM when its test (or module) ends, and must then have exited with 0 and have
 logged nothing alarming.
@@ -6,259 +6,33 @@ logged nothing alarming.
 
 import asyncio
 import contextlib
-import http.client
 import json
-import re
 import secrets
-import signal
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import psutil
 import pytest
-import yaml
-from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from cmd.local_redis import free_port
-
 if TYPE_CHECKING:
-    from test.conftest import Child, StartProgram
+    from test.conftest import Metrics as Metrics
+    from test.conftest import Reply as Reply
+    from test.conftest import RunServer as RunServer
+    from test.conftest import Server as Server
 
-ROOT = Path(__file__).parents[2]
 STEP_DEADLINE_S = 15.0
 """What a single step of a test may take on a busy machine."""
-START_DEADLINE_S = 60.0
-PROGRAM = ("-m", "cmd.server")
 
 JSON = dict[str, Any]
-ALARMS = re.compile(
-    r"Traceback|Task was destroyed|never retrieved|never awaited|Warning:|Fatal|CRITICAL|ERROR|Exception|"
-    r"Unhandled|took \d+\.\d+ seconds"
-)
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
-
-
-# ── the process ──────────────────────────────────────────────────────────────────────────────────
-
-
-class Reply(NamedTuple):
-    """What a plain HTTP request was answered with."""
-
-    status: int
-    headers: Mapping[str, str]
-    text: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-@dataclass(slots=True)
-class Server:
-    """A running `python -m cmd.server`."""
-
-    process: "Child"
-    port: int
-    config_file: Path
-    log_file: Path
-    output_file: Path
-    expected_status: int = 0
-    expected_alarm: str = "(?!)"
-    """A pattern of what it may log although that is alarming; nothing matches this one."""
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text()
-
-    @property
-    def output(self) -> str:
-        return self.output_file.read_text()
-
-    def ws(self, path: str = "/ws") -> str:
-        return f"ws://127.0.0.1:{self.port}{path}"
-
-    def http(self, path: str = "") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    def get(
-        self,
-        path: str,
-        method: str = "GET",
-        headers: Mapping[str, str] | None = None,
-        body: object = None,
-        source: str = "127.0.0.1",
-    ) -> Reply:
-        """`body` is sent as JSON, unless it is None; `source`: the address that this comes from."""
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", self.port, timeout=STEP_DEADLINE_S, source_address=(source, 0)
-        )
-        sent, data = dict(headers or {}), None
-        if body is not None:
-            sent["Content-Type"], data = "application/json", json.dumps(body)
-        with contextlib.closing(connection):
-            connection.connect()
-            if connection.sock.getsockname() == connection.sock.getpeername():
-                # Nobody listened, and the kernel took the very port to come from.
-                raise ConnectionRefusedError
-            connection.request(method, path, data, sent)
-            response = connection.getresponse()
-            return Reply(response.status, dict(response.getheaders()), response.read().decode())
-
-    async def fetch(
-        self,
-        path: str,
-        method: str = "GET",
-        headers: Mapping[str, str] | None = None,
-        body: object = None,
-        source: str = "127.0.0.1",
-    ) -> Reply:
-        """`get` for asynchronous tests."""
-        return await asyncio.to_thread(self.get, path, method, headers, body, source)
-
-    async def metrics(self) -> "Metrics":
-        return Metrics((await self.fetch("/metrics")).text)
-
-    async def metric_becomes(self, name: str, value: float, **labels: str) -> None:
-        """Wait until a sample has this value."""
-        seen = None
-        try:
-            async with asyncio.timeout(STEP_DEADLINE_S):
-                while (seen := (await self.metrics()).value(name, **labels)) != value:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            pytest.fail(f"{name}{labels} is {seen}, and did not become {value}")
-
-    def resident_bytes(self) -> int:
-        rss: int = psutil.Process(self.process.pid).memory_info().rss
-        return rss
-
-    def signal(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    def wait(self, timeout_s: float = STEP_DEADLINE_S) -> int:
-        """The exit status."""
-        return self.process.wait(timeout_s)
-
-    async def exit_status(self, timeout_s: float = STEP_DEADLINE_S) -> int:
-        return await asyncio.to_thread(self.wait, timeout_s)
-
-    def wait_until_ready(self, deadline_s: float = START_DEADLINE_S) -> None:
-        until = time.monotonic() + deadline_s
-        while True:
-            if self.process.poll() is not None:
-                pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
-            with contextlib.suppress(OSError):
-                if self.get("/readyz").status == 200:
-                    return
-            if time.monotonic() > until:
-                pytest.fail(f"the server was not ready in time:\n{self.log}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Stop it as an operator does; it must have gone quietly, with `expected_status`."""
-        if self.process.poll() is None:
-            self.signal()
-        try:
-            status = self.wait()
-        except subprocess.TimeoutExpired:
-            self.kill()
-            pytest.fail(f"the server did not stop on SIGTERM:\n{self.log}")
-        assert status == self.expected_status, self.log
-        assert not ALARMS.search(re.sub(self.expected_alarm, "", self.log)), self.log
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
-class RunServer(Protocol):
-    def __call__(
-        self,
-        config: JSON,
-        *,
-        env: Mapping[str, str] | None = None,
-        ready: bool = True,
-        program: Sequence[str] = PROGRAM,
-        fresh: bool = False,
-    ) -> AbstractContextManager[Server]:
-        """Run a server with `config`; its address is chosen here. It is stopped, and checked, at the end.
-        `fresh`: in a Python that has just started, as an operator does."""
-
-
-@pytest.fixture(scope="session")
-def run_server(
-    tmp_path_factory: pytest.TempPathFactory, start_program: "StartProgram", start_fresh: "StartProgram"
-) -> RunServer:
-    @contextlib.contextmanager
-    def run(
-        config: JSON,
-        *,
-        env: Mapping[str, str] | None = None,
-        ready: bool = True,
-        program: Sequence[str] = PROGRAM,
-        fresh: bool = False,
-    ) -> Iterator[Server]:
-        folder = tmp_path_factory.mktemp("server")
-        port = free_port()
-        http_section = {"addr": f"127.0.0.1:{port}"}
-        sections = {
-            **config,
-            "server": {"http": http_section, **config.get("server", {})},
-            "storage": {"url": f"sqlite:///{folder}/sluice.db", **config.get("storage", {})},
-            "files": {"folder": str(folder / "files"), **config.get("files", {})},
-            "auth": {"secret_file": str(folder / "secret.key"), **config.get("auth", {})},
-        }
-        conf = folder / "config.yaml"
-        conf.write_text(yaml.safe_dump(sections))
-        words = [*program, "-conf", str(conf)]
-        start = start_fresh if fresh else start_program
-        with (folder / "log").open("wb") as log, (folder / "output").open("wb") as output:
-            process = start(words, env, stdout=output, stderr=log)
-        server = Server(process, port, conf, folder / "log", folder / "output")
-        try:
-            if ready:
-                server.wait_until_ready()
-            yield server
-        except BaseException:
-            server.kill()
-            raise
-        server.stop()
-
-    return run
-
-
-@dataclass(slots=True)
-class Metrics:
-    """A scrape of `/metrics`, parsed as Prometheus would."""
-
-    text: str
-    samples: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
-    types: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for family in text_string_to_metric_families(self.text):
-            self.types[family.name] = family.type
-            for sample in family.samples:
-                self.samples[sample.name, frozenset(sample.labels.items())] = sample.value
-
-    def value(self, name: str, **labels: str) -> float:
-        return self.samples.get((name, frozenset(labels.items())), 0.0)
-
-
-@pytest.fixture(scope="session")
-def parse_metrics() -> type[Metrics]:
-    return Metrics
 
 
 # ── a client without manners ─────────────────────────────────────────────────────────────────────
@@ -409,7 +183,7 @@ class Raw:
 
     async def open(
         self,
-        server: Server,
+        server: "Server",
         path: str = "/ws",
         *,
         receive_buffer: int | None = None,
@@ -423,7 +197,7 @@ class Raw:
         return socket
 
     async def connect(
-        self, server: Server, *, receive_buffer: int | None = None, source: str | None = None
+        self, server: "Server", *, receive_buffer: int | None = None, source: str | None = None
     ) -> RawSocket:
         """Only TCP yet, from the address `source`."""
         sock = socket.socket()
@@ -544,17 +318,17 @@ class ResponsesSocket:
 
 class OpenText(Protocol):
     def __call__(
-        self, server: Server, path: str = "/ws"
+        self, server: "Server", path: str = "/ws"
     ) -> AbstractAsyncContextManager[ClientConnection]: ...
 
 
 class OpenResponses(Protocol):
-    def __call__(self, server: Server) -> AbstractAsyncContextManager[ResponsesSocket]: ...
+    def __call__(self, server: "Server") -> AbstractAsyncContextManager[ResponsesSocket]: ...
 
 
 @pytest.fixture(scope="session")
 def text_socket() -> OpenText:
-    def open_text(server: Server, path: str = "/ws") -> AbstractAsyncContextManager[ClientConnection]:
+    def open_text(server: "Server", path: str = "/ws") -> AbstractAsyncContextManager[ClientConnection]:
         return connect(server.ws(path), proxy=None, max_size=None)
 
     return open_text
@@ -563,7 +337,7 @@ def text_socket() -> OpenText:
 @pytest.fixture(scope="session")
 def responses_socket() -> OpenResponses:
     @contextlib.asynccontextmanager
-    async def open_responses(server: Server) -> AsyncIterator[ResponsesSocket]:
+    async def open_responses(server: "Server") -> AsyncIterator[ResponsesSocket]:
         async with connect(server.ws("/v1/responses"), proxy=None, max_size=None) as connection:
             yield ResponsesSocket(connection)
 
@@ -578,7 +352,7 @@ class Visitor:
     `forwarded_for` is what a proxy says of where they come from, `source` the address that they come from.
     """
 
-    server: Server
+    server: "Server"
     token: str | None = None
     forwarded_for: str | None = None
     source: str = "127.0.0.1"
@@ -596,7 +370,7 @@ class Visitor:
 
     async def call(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
-    ) -> Reply:
+    ) -> "Reply":
         headers = {**self.headers, **(headers or {})}
         reply = await self.server.fetch(path, method, headers, body, self.source)
         self._keep(reply.headers)
@@ -757,7 +531,9 @@ class Bystander:
 
 
 class Watch(Protocol):
-    def __call__(self, server: Server, model: str, count: int) -> AbstractAsyncContextManager[Bystander]: ...
+    def __call__(
+        self, server: "Server", model: str, count: int
+    ) -> AbstractAsyncContextManager[Bystander]: ...
 
 
 @pytest.fixture(scope="session")
@@ -765,7 +541,7 @@ def bystander() -> Watch:
     """A client that asks `model`, whose answers have `count` chunks, over and over: every one exact."""
 
     @contextlib.asynccontextmanager
-    async def watch(server: Server, model: str, count: int) -> AsyncIterator[Bystander]:
+    async def watch(server: "Server", model: str, count: int) -> AsyncIterator[Bystander]:
         seen, stop = Bystander(), asyncio.Event()
 
         async def stream() -> None:
