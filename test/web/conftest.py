@@ -5,10 +5,12 @@ fixtures say so with `loop_scope`. The modules beside this file can be imported 
 """
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import pytest_asyncio
@@ -20,7 +22,27 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from chromium import MISSING, find_chromium, launch  # noqa: E402
+from scripted import Upstream  # noqa: E402
 from visitor import DESK, PATIENCE_MS, Colours, Locale, Site, Visitor  # noqa: E402
+
+if TYPE_CHECKING:
+    from test.conftest import Child, RunServer, Server, StartProgram
+
+JSON = dict[str, Any]
+START_DEADLINE_S = 60.0
+
+SCRIPTED = ("scripted", "other")
+"""Models whose words are the upstream's, see there."""
+ECHOES: list[JSON] = [
+    {"name": "echo", "generator": "echo", "options": {"interval": "2ms"}},
+    {"name": "slow", "generator": "echo", "options": {"chunks": 60, "interval": "50ms"}},
+]
+SECTIONS: JSON = {
+    # To find one would be another question to the upstream.
+    "storage": {"titles": False},
+    "limits": {"login_attempts": 1000},
+    "shutdown": {"timeout": "5s"},
+}
 
 expect.set_options(timeout=PATIENCE_MS)
 
@@ -37,14 +59,16 @@ async def clients_loop() -> AsyncIterator[None]:
     before = asyncio.all_tasks()
     yield
     await asyncio.sleep(0)
-    left = {task for task in asyncio.all_tasks() - before if not _is_playwrights(task)}
+    left = {task for task in asyncio.all_tasks() - before if not _is_for_all_tests(task)}
     left -= {asyncio.current_task()}
     assert not left, f"tasks left behind: {left}"
 
 
-def _is_playwrights(task: asyncio.Task[object]) -> bool:
+def _is_for_all_tests(task: asyncio.Task[object]) -> bool:
+    """One of the browser's, or a connection that a server keeps open to the upstream."""
     code = getattr(task.get_coro(), "cr_code", None)
-    return code is not None and "playwright" in Path(code.co_filename).parts
+    path = Path(code.co_filename) if code is not None else Path()
+    return "playwright" in path.parts or path.parts[-2:] == ("aiohttp", "web_protocol.py")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -92,3 +116,135 @@ async def visit(browser: Browser) -> AsyncIterator[Visit]:
     yield visit
     complaints = [complaint for visitor in visitors for complaint in await visitor.leave()]
     assert not complaints, "\n".join(["the browser complains:", *complaints])
+
+
+# ── servers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def all_upstream() -> AsyncIterator[Upstream]:
+    """Where scripted models are. Only `upstream` is for tests."""
+    upstream = Upstream()
+    await upstream.start()
+    yield upstream
+    await upstream.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def upstream(all_upstream: Upstream) -> AsyncIterator[Upstream]:
+    """What the scripted models say."""
+    yield all_upstream
+    await all_upstream.forget()
+
+
+@pytest.fixture(scope="session")
+def models(all_upstream: Upstream) -> list[JSON]:
+    """Two scripted ones, the first of which is the default, and echoes."""
+    return [*(all_upstream.model(name) for name in SCRIPTED), *ECHOES]
+
+
+@pytest.fixture(scope="session")
+def server(run_server: "RunServer", models: list[JSON]) -> Iterator["Server"]:
+    """One for all tests: to each visitor it is empty."""
+    with run_server({**SECTIONS, "models": models}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def closed_server(run_server: "RunServer", models: list[JSON]) -> Iterator["Server"]:
+    """For users only."""
+    auth = {"required": True, "jwt_secret": "a-secret-of-the-tests-which-is-long-enough"}
+    with run_server({**SECTIONS, "models": models, "auth": auth}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def real_server(run_server: "RunServer") -> Iterator["Server"]:
+    """With the bundled model. Tests that want it are marked `real_model`."""
+    options = {"slots": 2, "threads": 1, "temperature": 0, "max_output_tokens": 60}
+    model = {"name": "smollm2", "generator": "llamacpp", "options": options}
+    with run_server({**SECTIONS, "models": [model]}) as server:
+        yield server
+
+
+class Stack:
+    """A server and a worker on a real Redis. What is killed may be started again, the server on its port.
+
+    Implements Site.
+    """
+
+    def __init__(self, server: "Server", start: "StartProgram") -> None:
+        self.server = server
+        self._start = start
+        self._log_file = server.config_file.with_name("worker.log")
+        self._worker: Child | None = None
+
+    def http(self, path: str = "") -> str:
+        return self.server.http(path)
+
+    async def kill_server(self) -> None:
+        """As a crash does."""
+        await asyncio.to_thread(self.server.kill)
+
+    async def start_server(self) -> None:
+        """Returns when it is ready."""
+        await asyncio.to_thread(self.server.start_again)
+
+    async def kill_worker(self) -> None:
+        assert self._worker
+        await asyncio.to_thread(self._kill, self._worker)
+
+    async def start_worker(self) -> None:
+        """Returns when it works."""
+        await asyncio.to_thread(self.employ)
+
+    def employ(self) -> None:
+        words = ("-m", "cmd.worker", "-conf", str(self.server.config_file))
+        with self._log_file.open("ab") as log:
+            self._worker = self._start(words, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not self._works():
+            assert self._worker.poll() is None, f"the worker ended:\n{self._log_file.read_text()}"
+            assert time.monotonic() < deadline, f"the worker does not work:\n{self._log_file.read_text()}"
+            time.sleep(0.02)
+
+    def _works(self) -> bool:
+        with contextlib.suppress(OSError):
+            models: JSON = self.server.get("/readyz").json["models"]
+            return all(model["workers"] for model in models.values())
+        return False
+
+    def stop_worker(self) -> None:
+        """As an operator does."""
+        if self._worker is not None and self._worker.poll() is None:
+            self._worker.terminate()
+            assert self._worker.wait(START_DEADLINE_S) == 0, self._log_file.read_text()
+
+    def abandon(self) -> None:
+        if self._worker is not None:
+            self._kill(self._worker)
+
+    @staticmethod
+    def _kill(worker: "Child") -> None:
+        worker.kill()
+        worker.wait()
+
+
+@pytest.fixture
+def stack(
+    run_server: "RunServer",
+    start_program: "StartProgram",
+    models: list[JSON],
+    redis_url: str,
+    redis_prefix: str,
+) -> Iterator[Stack]:
+    """It runs when the test starts. A worker that dies is missed after a second."""
+    queue = {"driver": "redis", "url": redis_url, "prefix": redis_prefix, "lease": "1s"}
+    with run_server({**SECTIONS, "models": models, "queue": queue}) as server:
+        stack = Stack(server, start_program)
+        try:
+            stack.employ()
+            yield stack
+            stack.stop_worker()
+        finally:
+            stack.abandon()

@@ -96,8 +96,8 @@ class Visitor:
         return page
 
     async def lose_network(self) -> None:
-        """Nothing can be reached from now on. Sockets stay open, and silent: what is said on them arrives when
-        the network is found again."""
+        """Nothing can be reached from now on. Sockets stay open, and silent: what is said on them arrives
+        when the network is found again."""
         await self.context.set_offline(True)
 
     async def find_network(self) -> None:
