@@ -51,7 +51,7 @@ def generator(model: conf.Model, instruments: Instruments, hosts: Mapping[Path, 
         case conf.EchoModel(options=echo):
             from internal.generator.echo import EchoGenerator
 
-            return EchoGenerator(echo.chunks, echo.interval, echo.slots)
+            return EchoGenerator(echo.chunks, echo.interval, echo.slots, echo.thinking)
         case conf.LlamaCppModel(options=llama):
             from internal.generator.llamacpp import LlamaCppGenerator, LlamaCppOptions
 

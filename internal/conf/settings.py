@@ -212,7 +212,10 @@ class Files(_Section):
 
 
 class EchoOptions(_Section):
+    """`thinking`: chunks of reasoning before the `chunks` of an answer."""
+
     chunks: Positive = 5
+    thinking: Count = 0
     interval: Duration = 0.4
     slots: Positive = 100_000
 

@@ -1,4 +1,5 @@
-"""The echo engine: says every message back in numbered chunks. For demonstrations and load tests.
+"""The echo engine: says every message back in numbered chunks, and may think it over before. For
+demonstrations and load tests.
 
 It behaves as a batching engine does: one thread steps all running responses together, one chunk each.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from internal.biz.errors import GenerationFailed
-from internal.biz.events import TextDelta
+from internal.biz.events import Delta, ReasoningDelta, TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
 from internal.biz.models import SAMPLING_FEATURES, Role, Usage
 from internal.biz.ports import Capabilities, Progress, Sink
@@ -28,9 +29,11 @@ class _Echo:
 
     job: Job
     message: str
-    texts: Sequence[TextDelta]
+    texts: Sequence[Delta]
     said: int
     complete: bool
+    thoughts: int = 0
+    """How many of `texts` come before the answer."""
 
 
 @dataclass(slots=True)
@@ -42,13 +45,15 @@ class _Commands:
 
 
 class EchoGenerator:
-    """Implements Generator. `interval_s` 0 steps as fast as the event loop takes it."""
+    """Implements Generator. `interval_s` 0 steps as fast as the event loop takes it; `thinking` is the number
+    of chunks of reasoning before the answer."""
 
     # What it says is not chosen: how to choose changes nothing.
     FEATURES = SAMPLING_FEATURES
 
-    def __init__(self, chunks: int, interval_s: float, slots: int) -> None:
+    def __init__(self, chunks: int, interval_s: float, slots: int, thinking: int = 0) -> None:
         self._chunks = chunks
+        self._thinking = thinking
         self._interval_s = interval_s
         self._changed = threading.Condition()
         self._commands = _Commands()
@@ -158,16 +163,21 @@ class EchoGenerator:
     def _echo(self, job: Job) -> _Echo:
         message = next((m.content for m in reversed(job.messages) if m.role is Role.USER), "")
         # A load test sends one message from thousands of sessions: its chunks are made once.
-        texts = (_cached_chunks if len(message) <= CACHED_CHARS else _chunks)(message, self._chunks)
+        make = _cached_chunks if len(message) <= CACHED_CHARS else _chunks
+        thoughts = self._thinking
+        texts: Sequence[Delta] = make(message, self._chunks, thoughts)
         limit = job.settings.max_output_tokens
-        complete = limit is None or limit >= self._chunks
-        said, rest = 0, len(job.emitted)
-        while said < len(texts) and rest >= len(texts[said]):
+        complete = limit is None or limit >= len(texts)
+        # Where the answer has begun, the thoughts are over, however many there were.
+        said, end, rest = 0, thoughts, len(job.reasoning)
+        if job.answering:
+            said, end, rest = thoughts, len(texts), len(job.emitted)
+        while said < end and rest >= len(texts[said]):
             rest -= len(texts[said])
             said += 1
-        if rest and said < len(texts):  # an earlier attempt ended inside a chunk
-            texts = (*texts[:said], TextDelta(texts[said][rest:]), *texts[said + 1 :])
-        return _Echo(job, message, texts if complete else texts[:limit], said, complete)
+        if rest and said < end:  # an earlier attempt ended inside a chunk
+            texts = (*texts[:said], type(texts[said])(texts[said][rest:]), *texts[said + 1 :])
+        return _Echo(job, message, texts if complete else texts[:limit], said, complete, thoughts)
 
     def _step(self, running: dict[Job, _Echo]) -> list[Chunk]:
         """One chunk for each running response. The loop runs once per token."""
@@ -186,13 +196,20 @@ class EchoGenerator:
         return step
 
 
-def _chunks(message: str, count: int) -> tuple[TextDelta, ...]:
-    return tuple(TextDelta(f"chunk {number}: {message}") for number in range(1, count + 1))
+def _chunks(message: str, count: int, thoughts: int) -> tuple[Delta, ...]:
+    return (
+        *(ReasoningDelta(f"thought {number}: {message}") for number in range(1, thoughts + 1)),
+        *(TextDelta(f"chunk {number}: {message}") for number in range(1, count + 1)),
+    )
 
 
 _cached_chunks = functools.lru_cache(maxsize=256)(_chunks)
 
 
 def _usage(echo: _Echo) -> Usage:
-    """An echo's token is a word of the message, or a chunk of the answer."""
-    return Usage(input_tokens=len(echo.message.split()), output_tokens=echo.said)
+    """An echo's token is a word of the message, or a chunk of a thought or of the answer."""
+    return Usage(
+        input_tokens=len(echo.message.split()),
+        output_tokens=echo.said,
+        reasoning_tokens=min(echo.said, echo.thoughts),
+    )

@@ -146,6 +146,7 @@ def test_the_default_models_are_the_bundled_one_and_echo(write: Write) -> None:
     assert (first.name, first.options.slots, first.options.context) == ("smollm2", 8, 2048)
     assert isinstance(second, EchoModel)
     assert (second.name, second.options.chunks, second.options.interval) == ("echo", 5, 0.4)
+    assert second.options.thinking == 0
 
 
 def test_the_file_that_comes_with_sluice_says_the_defaults() -> None:
@@ -187,7 +188,7 @@ def test_a_file_overrides_defaults(write: Write) -> None:
             server: {http: {addr: "127.0.0.1:9000"}}
             session: {grace: 0, max_in_flight: 2}
             models:
-              - {name: fast, generator: echo, options: {interval: 0, chunks: 3}}
+              - {name: fast, generator: echo, options: {interval: 0, chunks: 3, thinking: 2}}
             """
         ),
         {},
@@ -197,7 +198,8 @@ def test_a_file_overrides_defaults(write: Write) -> None:
     assert settings.session.grace == 0.0
     (model,) = settings.models
     assert isinstance(model, EchoModel)
-    assert (model.name, model.options.interval, model.options.chunks) == ("fast", 0.0, 3)
+    options = model.options
+    assert (model.name, options.interval, options.chunks, options.thinking) == ("fast", 0.0, 3, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from internal.biz.errors import EngineLost, GenerationFailed
-from internal.biz.events import TextDelta
+from internal.biz.events import Delta, ReasoningDelta, TextDelta
 from internal.biz.generation import Chunk, Finished, FinishReason, Job
-from internal.biz.models import Message, Role, Settings
+from internal.biz.models import Message, Role, Settings, Usage
 from internal.generator.echo import EchoGenerator
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ class Echoes:
         self.sink = sink
         self._engines: list[EchoGenerator] = []
 
-    async def start(self, chunks: int = 5, interval_s: float = 0.0) -> EchoGenerator:
-        engine = EchoGenerator(chunks, interval_s, 100)
+    async def start(self, chunks: int = 5, interval_s: float = 0.0, thinking: int = 0) -> EchoGenerator:
+        engine = EchoGenerator(chunks, interval_s, 100, thinking)
         self._engines.append(engine)
         await engine.start(self.sink, lambda _: None)
         return engine
@@ -48,6 +48,16 @@ def job(name: str, *turn: str, emitted: str = "", limit: int | None = None) -> J
 
 def said(steps: list[list[Chunk]], one: Job) -> list[str]:
     return [str(output) for step in steps for j, output in step if j is one and isinstance(output, TextDelta)]
+
+
+def deltas(steps: list[list[Chunk]], one: Job) -> list[Delta]:
+    """What was said, and what was thought."""
+    return [
+        output
+        for step in steps
+        for j, output in step
+        if j is one and isinstance(output, (TextDelta, ReasoningDelta))
+    ]
 
 
 def end(steps: list[list[Chunk]], one: Job) -> Finished:
@@ -165,6 +175,68 @@ async def test_an_answer_goes_on_behind_what_was_said(
         assert said(steps, one) == [whole[start:stop] for start, stop in pairwise(begins)]
         assert end(steps, one).reason is reason
         assert end(steps, one).usage.output_tokens == len(chunks)
+
+
+async def test_it_thinks_before_it_answers(echoes: Echoes) -> None:
+    engine, one = await echoes.start(chunks=2, thinking=3), job("r", "hello")
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    thoughts = [ReasoningDelta(f"thought {n}: hello") for n in range(1, 4)]
+    assert deltas(steps, one) == [*thoughts, TextDelta("chunk 1: hello"), TextDelta("chunk 2: hello")]
+    assert [type(delta) for delta in deltas(steps, one)] == [ReasoningDelta] * 3 + [TextDelta] * 2
+    assert [len(step) for step in steps] == [1, 1, 1, 1, 2]
+    assert end(steps, one).reason is FinishReason.STOP
+    assert end(steps, one).usage == Usage(input_tokens=1, output_tokens=5, reasoning_tokens=3)
+
+
+@pytest.mark.parametrize("message", ["hello", "x" * 300])
+async def test_thoughts_go_on_behind_what_was_thought(echoes: Echoes, message: str) -> None:
+    """Wherever the earlier attempt was cut."""
+    engine = await echoes.start(chunks=2, thinking=2)
+    thoughts = [f"thought {n}: {message}" for n in (1, 2)]
+    whole, starts = "".join(thoughts), [0, *accumulate(map(len, thoughts))]
+    for cut in range(len(whole) + 1):
+        one = Job("r", (Message(Role.USER, message),), Settings(), reasoning=whole[:cut])
+        engine.submit(one)
+        steps = await echoes.sink.until_ended(one)
+        begins = [cut, *(start for start in starts if start > cut)]
+        thought = [delta for delta in deltas(steps, one) if isinstance(delta, ReasoningDelta)]
+        assert thought == [whole[start:stop] for start, stop in pairwise(begins)]
+        assert said(steps, one) == [f"chunk 1: {message}", f"chunk 2: {message}"]
+        assert end(steps, one).usage.output_tokens == 4
+
+
+@pytest.mark.parametrize("thought", ["", "thought 1: x", "thought 1: xthought 2: xthought 3: x"])
+@pytest.mark.parametrize("emitted", ["", "chunk 1", "chunk 1: x"])
+async def test_who_has_begun_to_answer_thinks_no_more(echoes: Echoes, thought: str, emitted: str) -> None:
+    """Also where an earlier attempt had another number of thoughts."""
+    engine = await echoes.start(chunks=2, thinking=2)
+    one = Job("r", (Message(Role.USER, "x"),), Settings(), emitted, thought, answering=True)
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    assert all(isinstance(delta, TextDelta) for delta in deltas(steps, one))
+    assert emitted + "".join(said(steps, one)) == "chunk 1: xchunk 2: x"
+
+
+@pytest.mark.parametrize(
+    ("limit", "thoughts", "chunks", "reason"),
+    [
+        (1, 1, 0, FinishReason.LENGTH),
+        (2, 2, 0, FinishReason.LENGTH),
+        (3, 2, 1, FinishReason.LENGTH),
+        (4, 2, 2, FinishReason.STOP),
+    ],
+)
+async def test_thoughts_count_as_what_is_said(
+    echoes: Echoes, limit: int, thoughts: int, chunks: int, reason: FinishReason
+) -> None:
+    engine, one = await echoes.start(chunks=2, thinking=2), job("r", "x", limit=limit)
+    engine.submit(one)
+    steps = await echoes.sink.until_ended(one)
+    assert len(said(steps, one)) == chunks
+    assert len(deltas(steps, one)) == limit
+    assert end(steps, one).reason is reason
+    assert end(steps, one).usage.reasoning_tokens == thoughts
 
 
 async def test_more_said_than_there_is_to_say_ends_the_answer(echoes: Echoes) -> None:

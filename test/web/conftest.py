@@ -35,6 +35,7 @@ SCRIPTED = ("scripted", "other")
 """Models whose words are the upstream's, see there."""
 ECHOES: list[JSON] = [
     {"name": "echo", "generator": "echo", "options": {"interval": "2ms"}},
+    {"name": "thinker", "generator": "echo", "options": {"interval": "2ms", "thinking": 3}},
     {"name": "slow", "generator": "echo", "options": {"chunks": 60, "interval": "50ms"}},
 ]
 SECTIONS: JSON = {

@@ -157,6 +157,14 @@ async def test_what_a_test_leaves_open_is_broken_off(server: "Server", all_upstr
     assert all_upstream.turns == []
 
 
+async def test_an_echo_thinks_before_it_answers(server: "Server") -> None:
+    async with asking(server, model="thinker") as client:
+        usage = (await client.ended())["usage"]
+    assert client.text("reasoning_text") == "thought 1: hellothought 2: hellothought 3: hello"
+    assert client.text().startswith("chunk 1: hello")
+    assert (usage["output_tokens"], usage["output_tokens_details"]["reasoning_tokens"]) == (8, 3)
+
+
 async def test_a_closed_server_wants_users(closed_server: "Server") -> None:
     assert (await closed_server.fetch("/v1/workers")).status == 401
 
