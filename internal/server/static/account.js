@@ -21,8 +21,7 @@ export class AccountButton {
   }
 
   #show() {
-    const { name, rules } = this.#identity;
-    this.element.hidden = rules === null;
+    const { name } = this.#identity;
     this.#name.textContent = name ?? say("signIn");
     this.element.setAttribute("aria-label", name === null ? say("signIn") : `${say("account")}: ${name}`);
   }

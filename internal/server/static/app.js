@@ -74,7 +74,7 @@ class App {
     this.composer = new Composer({
       api: this.#api,
       models: this.models,
-      openSettings,
+      openSettings: () => openSettings(this.#api),
       actions: {
         send: (message) => this.#send(message),
         stop: () => this.#stop(),
@@ -93,7 +93,7 @@ class App {
         el("header", { class: "top" }, this.#menu, this.#title, iconButton("plus", say("newChat"), () => this.go(null), { class: "narrow-only" })),
         this.#connection,
         this.thread.element,
-        this.composer.element,
+        el("div", { class: "bottom" }, this.composer.element),
       ),
       this.#toasts,
       this.#spoken,
@@ -104,7 +104,7 @@ class App {
   async start() {
     this.#route();
     this.#link.open();
-    await this.#tried(() => Promise.all([this.models.load(), this.sidebar.load()]));
+    await this.#tried(() => Promise.all([this.models.load(), this.#list()]));
   }
 
   #listen() {
@@ -343,15 +343,17 @@ async function main() {
       await new Promise((resolve) => setTimeout(resolve, delay));
     }
   }
-  const begin = async () => {
-    if (!identity.isKnown) return document.body.replaceChildren(signInPage(identity));
+  // Who is somebody else now sees nothing of what was there before.
+  identity.addEventListener("change", () => location.assign("/"));
+  if (identity.rules === null) {
+    document.body.replaceChildren(el("main", { class: "note" }, el("h1", { text: "Sluice" }), el("p", { text: say("noStorage") })));
+  } else if (!identity.isKnown) {
+    document.body.replaceChildren(signInPage(identity));
+  } else {
     const app = new App(identity);
     document.body.replaceChildren(app.element);
     await app.start();
-  };
-  // Who is somebody else now sees nothing of what was there before.
-  identity.addEventListener("change", () => location.assign("/"));
-  await begin();
+  }
 }
 
 main();

@@ -128,14 +128,11 @@ export class Conversation extends EventTarget {
       known.aside = found.aside;
       known.input = found.input;
       if (known.isRunning && found.response) known.answer.load(found.response);
-      return;
+    } else {
+      this.#add(new Turn(found, found.response ? new Answer(found.response) : null));
     }
-    const answer = found.response ? new Answer(found.response) : null;
-    if (answer !== null) {
-      const { first_token_at: first, ended_at: end } = found;
-      if (first && end) [answer.firstAt, answer.lastAt] = [first * 1000, end * 1000];
-    }
-    this.#add(new Turn(found, answer));
+    const { id, first_token_at: firstAt, ended_at: endedAt } = found;
+    if (firstAt && endedAt) this.#turns.get(id).answer?.timed(firstAt * 1000, endedAt * 1000);
   }
 
   /** An answer that the server has begun to what was asked here, in `message`. */

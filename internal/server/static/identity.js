@@ -38,12 +38,11 @@ export class Identity extends EventTarget {
 
   get isKnown() {
     const { access, refresh } = this.#kept;
-    return this.rules === null || Boolean(access || refresh) || this.rules.guests;
+    return Boolean(access || refresh) || this.rules.guests;
   }
 
-  /** A token that is good now; null where none is needed. Throws SignInNeeded, and ApiError. */
+  /** A token that is good now. Throws SignInNeeded, and ApiError. */
   async token() {
-    if (this.rules === null) return null;
     const { access, until } = this.#kept;
     if (access && (!until || until - EARLY_MS > Date.now())) return access;
     this.#getting ??= this.#exclusively(() => this.#renew(access)).finally(() => (this.#getting = null));

@@ -23,7 +23,8 @@ export class Answer extends EventTarget {
   lastAt = null;
   pieces = 0;
   thoughtSeconds = null;
-  #spokeAt = null;
+  /** Whether this page has heard it from its beginning, as it was made: else it cannot tell how fast that was. */
+  isLive = false;
 
   constructor(response) {
     super();
@@ -41,7 +42,7 @@ export class Answer extends EventTarget {
   /** Tokens a second; null where that is not known. */
   get rate() {
     const seconds = this.firstAt === null ? 0 : (this.lastAt - this.firstAt) / 1000;
-    if (seconds < 0.3) return null;
+    if (seconds < 0.3 || !this.isLive) return null;
     const tokens = this.isDone ? this.usage?.output_tokens : this.pieces;
     return tokens > 1 ? (tokens - 1) / seconds : null;
   }
@@ -56,6 +57,12 @@ export class Answer extends EventTarget {
     const said = (type) =>
       output.filter((item) => item.type === type).flatMap((item) => item.content ?? []).map((part) => part.text).join("");
     if (this.isDone) this.#complete(said("message"), said("reasoning"));
+  }
+
+  /** When it was made, in milliseconds, as the server has it. */
+  timed(firstAt, lastAt) {
+    [this.firstAt, this.lastAt, this.isLive] = [firstAt, lastAt, true];
+    this.#changed();
   }
 
   /** What was said is what we heard, but where we could not listen. */
@@ -116,18 +123,21 @@ export class Answer extends EventTarget {
 
   #say(delta) {
     if (!delta) return;
-    if (this.thoughts && this.text === "" && this.#spokeAt === null && this.firstAt !== null) {
-      this.#spokeAt = performance.now();
-      this.thoughtSeconds = Math.max(1, Math.round((this.#spokeAt - this.firstAt) / 1000));
+    const isFirst = this.text === "";
+    if (isFirst && this.thoughts && this.isLive && !this.isDone) {
+      this.thoughtSeconds = Math.max(1, Math.round((this.lastAt - this.firstAt) / 1000));
     }
     this.text += delta;
     this.dispatchEvent(new CustomEvent("text", { detail: delta }));
+    if (isFirst) this.#changed();
   }
 
   #think(delta) {
     if (!delta) return;
+    const isFirst = this.thoughts === "";
     this.thoughts += delta;
     this.dispatchEvent(new CustomEvent("thought", { detail: delta }));
+    if (isFirst) this.#changed();
   }
 
   #changed() {
@@ -189,6 +199,7 @@ export class Responses extends EventTarget {
     if (answer === undefined || (event.response && event.response.id !== answer.id)) {
       if (event.type !== "response.queued") return;
       answer = new Answer(event.response);
+      answer.isLive = true;
       this.#byLane.set(lane, answer);
       this.#running.set(answer.id, answer);
       answer.apply(event);

@@ -2,7 +2,7 @@
 
 import { openDialog } from "./dialogs.js";
 import { el } from "./dom.js";
-import { say } from "./words.js";
+import { say, sayError } from "./words.js";
 
 const PLACE = "sluice.settings";
 
@@ -16,31 +16,85 @@ export function settingFields() {
   };
 }
 
-export async function openSettings() {
+export async function openSettings(api) {
   const kept = read();
+  const upstream = await Upstream.of(api).catch(() => null); // what is kept here can be set all the same
   const temperature = el("input", { type: "number", min: 0, max: 2, step: "any", placeholder: say("modelDefault") });
   const maxTokens = el("input", { type: "number", min: 1, step: 1, placeholder: say("modelDefault") });
   const system = el("textarea", { rows: 5, placeholder: say("systemHint") });
   temperature.value = kept.temperature ?? "";
   maxTokens.value = kept.maxTokens ?? "";
   system.value = kept.system ?? "";
+  const problem = el("p", { class: "problem", role: "alert", hidden: true });
   const form = el(
     "form",
-    { method: "dialog" },
+    {},
     el("label", {}, say("temperature"), temperature),
     el("label", {}, say("maxTokens"), maxTokens),
     el("label", {}, say("system"), system),
+    upstream?.element,
+    problem,
     el("div", { class: "buttons end" }, el("button", { class: "button main", text: say("save") })),
   );
-  form.addEventListener("submit", (event) => {
+  form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const number = (field) => (field.value === "" ? null : field.valueAsNumber);
     const set = { temperature: number(temperature), maxTokens: number(maxTokens), system: system.value.trim() };
     localStorage.setItem(PLACE, JSON.stringify(set));
-    dialog.close();
+    try {
+      await upstream?.save();
+      dialog.close();
+    } catch (error) {
+      problem.textContent = sayError(error);
+      problem.hidden = false;
+    }
   });
   const { dialog, closed } = openDialog(say("settings"), form);
   await closed;
+}
+
+/** A server of the person's own that one of the models asks: kept by this server, where its operator allows it. */
+class Upstream {
+  #api;
+  #config;
+  #url = el("input", { type: "url", maxlength: 2048, autocapitalize: "none", spellcheck: "false" });
+  #key = el("input", { type: "password", maxlength: 4096, autocomplete: "off" });
+  #model = el("input", { type: "text", maxlength: 64, autocapitalize: "none", spellcheck: "false" });
+
+  /** null where it is not allowed. Throws ApiError. */
+  static async of(api) {
+    const config = await api.call("GET", "/api/config");
+    return config.upstream_model ? new Upstream(api, config) : null;
+  }
+
+  constructor(api, config) {
+    this.#api = api;
+    this.#config = config;
+    this.#url.value = config.upstream_url ?? "";
+    this.#model.value = config.upstream_url ? (config.model ?? "") : "";
+    this.#key.placeholder = config.upstream_key ?? "";
+    this.element = el(
+      "fieldset",
+      {},
+      el("legend", { text: say("upstream") }),
+      el("p", { class: "hint", text: say("upstreamHint", { model: config.upstream_model }) }),
+      el("label", {}, say("upstreamUrl"), this.#url),
+      el("label", {}, say("upstreamKey"), this.#key),
+      el("label", {}, say("upstreamModel"), this.#model),
+    );
+  }
+
+  /** Throws ApiError. */
+  async save() {
+    const url = this.#url.value.trim() || null;
+    const had = this.#config.upstream_url !== null;
+    const key = this.#key.value ? { upstream_key: this.#key.value } : {};
+    if (url !== null) {
+      await this.#api.call("POST", "/api/config", { upstream_url: url, model: this.#model.value.trim() || null, ...key });
+    } else if (had) {
+      await this.#api.call("POST", "/api/config", { upstream_url: null, upstream_key: null, model: null });
+    }
+  }
 }
 
 function read() {
