@@ -213,7 +213,11 @@ async def test_what_was_asked_before_can_be_asked_again_and_continued(server: "S
 async def test_what_is_asked_again_begins_anew_when_what_was_said_before_is_forgotten(
     server: "Server",
 ) -> None:
-    for gone in (Settings(previous_response_id="resp_gone"), Settings(conversation_id="conv_gone")):
+    for gone in (
+        Settings(previous_response_id="resp_gone"),
+        Settings(conversation_id="conv_gone"),
+        Settings(conversation_id="conv_gone", replaces="resp_gone"),
+    ):
         settings = replace(gone, instructions="be brief")
         await server.chat.submit_again(Request("resp_old", "m", "ada", 0.0, HELLO, settings), new_id("resp"))
         again = await server.claim()

@@ -107,6 +107,11 @@ def test_a_turn_may_continue_a_conversation(conversation: object) -> None:
     assert command.ask.settings.conversation_id == "conv_1"
 
 
+def test_a_turn_may_replace_another_one() -> None:
+    command = create(conversation="conv_1", replaces="resp_1")
+    assert command.ask.settings == Settings(conversation_id="conv_1", replaces="resp_1")
+
+
 def test_a_turn_continues_one_thing() -> None:
     with pytest.raises(InvalidRequest) as error:
         create(conversation="conv_1", previous_response_id="resp_1")
@@ -144,6 +149,7 @@ NULLABLE = [
     "instructions",
     "previous_response_id",
     "conversation",
+    "replaces",
     "max_output_tokens",
     "temperature",
     "top_p",

@@ -132,6 +132,14 @@ def test_a_request_from_before_rare_sampling_and_patterns_is_read() -> None:
     assert load_request(orjson.dumps(written)) == request
 
 
+def test_a_request_from_before_branches_is_read() -> None:
+    settings = Settings(conversation_id="conv_1")
+    request = Request("resp_1", "m", "ada", 1.0, (Message(Role.USER, "hi"),), settings)
+    written = orjson.loads(dump_request(request))
+    del written["settings"]["replaces"]
+    assert load_request(orjson.dumps(written)) == request
+
+
 @given(requests)
 def test_followers_need_no_messages(request: Request) -> None:
     head = load_request(dump_request(head_of(request)))

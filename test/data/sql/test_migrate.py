@@ -140,6 +140,21 @@ async def test_a_migration_says_from_where_to_where(empty_url: str, folder: Path
     assert await rows(empty_url, "SELECT id FROM pets") == [(3,)]
 
 
+async def test_what_was_said_before_there_were_branches_is_one_straight_line(
+    empty_url: str, folder: Path
+) -> None:
+    (folder / "versions" / "0003_branches.py").unlink()
+    assert (await migrate(empty_url, folder=folder)).after == "0002"
+    columns = "id, user_id, previous_id, model, status, settings, input_chars, output_chars, created_at"
+    said = "'ada', NULL, 'm', 'completed', '{}', 1, 1, 1.5"
+    await execute(empty_url, f"INSERT INTO responses ({columns}) VALUES ('resp_1', {said})")
+    assert await migrate(empty_url) == Migration("0002", OURS[2:])
+    # A server of before, which has not been replaced yet, writes as it always did.
+    await execute(empty_url, f"INSERT INTO responses ({columns}) VALUES ('resp_2', {said})")
+    found = await rows(empty_url, "SELECT id, aside FROM responses")
+    assert found == [("resp_1", False), ("resp_2", False)]
+
+
 async def test_who_only_asks_what_is_pending_makes_no_file(tmp_path: Path) -> None:
     await pending(f"sqlite:///{tmp_path}/new/sluice.db")
     assert not (tmp_path / "new").exists()
