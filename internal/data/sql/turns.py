@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, bindparam, cast, func, select
+from sqlalchemy import BigInteger, Select, bindparam, cast, func, select
 from sqlalchemy.engine import Row
 
 from internal.biz.dialogue import NOBODY
@@ -29,10 +29,6 @@ _SAID_CHARS = (
     .where(_m.response_id == _r.id)
     .scalar_subquery()
 )
-# Looked at before anything is read: of each turn there may be a megabyte.
-_SIZES = select(_r.id, (func.length(_r.settings) + func.coalesce(_SAID_CHARS, 0)).label("chars")).where(
-    _r.conversation_id == bindparam("id")
-)
 _TURNS = select(responses).where(_r.id.in_(bindparam("ids", expanding=True)))
 _ITEMS = (
     select(*ITEM, _r.status)
@@ -54,9 +50,7 @@ class SqlTurns:
         head = await self._database.read(_HEAD, {"id": conversation_id, "user": user})
         if not head:
             raise unknown_conversation(conversation_id, param=None)
-        statement = _SIZES.order_by(_r.id.desc() if newest_first else _r.id).limit(limit + 1)
-        if after is not None:
-            statement = statement.where(_r.id < after if newest_first else _r.id > after)
+        statement = _sizes(after, limit + 1, newest_first=newest_first)
         sizes = await self._database.read(statement, {"id": conversation_id})
         ids = {"ids": _fitting(sizes[:limit])}
         rows = await self._database.read(_TURNS, ids) if sizes else ()
@@ -64,6 +58,17 @@ class SqlTurns:
         # Long ones would take the event loop's time.
         turns = await asyncio.to_thread(_turns, rows, said, newest_first=newest_first)
         return TurnPage(turns, head[0].head_id, has_more=len(ids["ids"]) < len(sizes))
+
+
+def _sizes(after: str | None, limit: int, *, newest_first: bool) -> Select[Any]:
+    """How long the next turns are, looked at before anything is read: of each there may be a megabyte. SQLite
+    would look at all of them, were they not chosen first."""
+    order = _r.id.desc() if newest_first else _r.id
+    chosen = select(_r.id).where(_r.conversation_id == bindparam("id")).order_by(order).limit(limit)
+    if after is not None:
+        chosen = chosen.where(_r.id < after if newest_first else _r.id > after)
+    chars = (func.length(_r.settings) + func.coalesce(_SAID_CHARS, 0)).label("chars")
+    return select(_r.id, chars).where(_r.id.in_(select(chosen.subquery().c.id))).order_by(order)
 
 
 def _fitting(sizes: Sequence[Row[Any]]) -> list[str]:
