@@ -26,7 +26,7 @@ LOCK := .venv/.uv/bin/uv pip compile --quiet --universal --python-version 3.11 \
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help serve serve-redis loadtest test test-exl2 lint format check-config bench lock clean FORCE
+.PHONY: help serve serve-redis loadtest test test-exl2 screenshots lint format check-config bench lock clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: .venv/requirements-dev.lock ## Run the tests, two files at a time; ARGS='-
 
 test-exl2: .venv-exl2/requirements-exl2.lock ## Run the tests of exllamav2, on the CPU; the first time takes minutes
 	@$(RUN_EXL2) -m pytest test/exl2 $(ARGS) $(NONE_IS_FINE)
+
+screenshots: .venv/requirements-dev.lock ## Draw the page anew, into test/web/screenshots; needs Chromium
+	@$(TEST) test/web/screenshots.py $(ARGS)
 
 lint: .venv/requirements-dev.lock ## Check style, formatting and types
 	@$(RUN) -m ruff check cmd internal test

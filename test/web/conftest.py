@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from playwright.async_api import Browser, ViewportSize, async_playwright, expect
 from pytest_asyncio import is_async_test
 
@@ -117,6 +118,63 @@ async def visit(browser: Browser) -> AsyncIterator[Visit]:
     yield visit
     complaints = [complaint for visitor in visitors for complaint in await visitor.leave()]
     assert not complaints, "\n".join(["the browser complains:", *complaints])
+
+
+# ── pages of a few lines ─────────────────────────────────────────────────────────────────────────
+
+
+STRICT = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+
+class Pages:
+    """A server of pages with a strict policy. Implements Site."""
+
+    def __init__(self) -> None:
+        self.script = ""
+        self.body = ""
+        self.port = 0
+
+    def http(self, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def show(self, script: str = "", body: str = "<h1>Here</h1>") -> "Pages":
+        self.script, self.body = script, body
+        return self
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        match request.path:
+            case "/":
+                html = (
+                    '<!doctype html><html lang="en"><title>A page</title><link rel="icon" href="data:,">'
+                    f'<script type="module" src="/page.js"></script><main>{self.body}</main></html>'
+                )
+                headers = {"Content-Security-Policy": STRICT}
+                return web.Response(text=html, content_type="text/html", headers=headers)
+            case "/page.js":
+                return web.Response(text=self.script, content_type="text/javascript")
+            case "/socket":
+                socket = web.WebSocketResponse()
+                await socket.prepare(request)
+                async for message in socket:
+                    await socket.send_str(f"heard {message.data}")
+                return socket
+        raise web.HTTPNotFound
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def pages() -> AsyncIterator[Pages]:
+    pages = Pages()
+    application = web.Application()
+    application.router.add_get("/{path:.*}", pages.answer)
+    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    pages.port = runner.addresses[0][1]
+    yield pages
+    await runner.cleanup()
 
 
 # ── servers ──────────────────────────────────────────────────────────────────────────────────────

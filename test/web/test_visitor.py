@@ -1,72 +1,16 @@
 """What a visitor notices, on pages of a few lines."""
 
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import pytest
-import pytest_asyncio
-from aiohttp import web
 from playwright.async_api import Browser, Error, expect
 from visitor import DESK, PHONE, Visitor
 
 if TYPE_CHECKING:
-    from conftest import Visit
-
-STRICT = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
+    from conftest import Pages, Visit
 
 
-class Pages:
-    """A server of pages with a strict policy. Implements Site."""
-
-    def __init__(self) -> None:
-        self.script = ""
-        self.body = ""
-        self.port = 0
-
-    def http(self, path: str = "") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    def show(self, script: str = "", body: str = "<h1>Here</h1>") -> "Pages":
-        self.script, self.body = script, body
-        return self
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        match request.path:
-            case "/":
-                html = (
-                    '<!doctype html><html lang="en"><title>A page</title><link rel="icon" href="data:,">'
-                    f'<script type="module" src="/page.js"></script><main>{self.body}</main></html>'
-                )
-                headers = {"Content-Security-Policy": STRICT}
-                return web.Response(text=html, content_type="text/html", headers=headers)
-            case "/page.js":
-                return web.Response(text=self.script, content_type="text/javascript")
-            case "/socket":
-                socket = web.WebSocketResponse()
-                await socket.prepare(request)
-                async for message in socket:
-                    await socket.send_str(f"heard {message.data}")
-                return socket
-        raise web.HTTPNotFound
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def pages() -> AsyncIterator[Pages]:
-    pages = Pages()
-    application = web.Application()
-    application.router.add_get("/{path:.*}", pages.answer)
-    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    pages.port = runner.addresses[0][1]
-    yield pages
-    await runner.cleanup()
-
-
-async def test_a_good_page_gives_no_cause_for_complaint(pages: Pages, visit: "Visit") -> None:
+async def test_a_good_page_gives_no_cause_for_complaint(pages: "Pages", visit: "Visit") -> None:
     visitor = await visit(pages.show("console.log('hello'); fetch('/page.js'); new Image().src = 'data:,';"))
     await expect(visitor.page.get_by_role("heading", name="Here")).to_be_visible()
     assert await visitor.page.evaluate("document.title") == "A page"
@@ -98,7 +42,7 @@ async def test_a_good_page_gives_no_cause_for_complaint(pages: Pages, visit: "Vi
     ],
 )
 async def test_what_a_page_would_keep_to_itself_is_noticed(
-    pages: Pages, visit: "Visit", script: str, complaint: str
+    pages: "Pages", visit: "Visit", script: str, complaint: str
 ) -> None:
     visitor = await visit(pages.show(f"addEventListener('load', () => {{ {script} }})"))
     await visitor.complains(complaint)
@@ -106,13 +50,13 @@ async def test_what_a_page_would_keep_to_itself_is_noticed(
     visitor.may_complain.append(".")
 
 
-async def test_what_a_test_expects_is_no_complaint(pages: Pages, visit: "Visit") -> None:
+async def test_what_a_test_expects_is_no_complaint(pages: "Pages", visit: "Visit") -> None:
     visitor = await visit(pages.show("console.error('expected')"), None)
     visitor.may_complain.append("console error: expected")
     await visitor.open()
 
 
-async def test_every_tab_is_watched(pages: Pages, browser: Browser) -> None:
+async def test_every_tab_is_watched(pages: "Pages", browser: Browser) -> None:
     visitor = await Visitor.arrive(browser, pages.show("console.error('here')"))
     await visitor.new_tab()
     (complaint,) = await visitor.leave()
@@ -120,7 +64,7 @@ async def test_every_tab_is_watched(pages: Pages, browser: Browser) -> None:
     assert complaint.endswith("/page.js:1)")
 
 
-async def test_visitors_know_nothing_of_each_other(pages: Pages, visit: "Visit") -> None:
+async def test_visitors_know_nothing_of_each_other(pages: "Pages", visit: "Visit") -> None:
     one = await visit(pages.show("document.title = document.cookie || localStorage.x || 'nobody'"))
     await one.page.evaluate("() => { document.cookie = 'a=1'; localStorage.x = 'me'; }")
     other = await visit(pages)
@@ -129,7 +73,7 @@ async def test_visitors_know_nothing_of_each_other(pages: Pages, visit: "Visit")
     assert await tab.title() == "a=1"
 
 
-async def test_a_visitor_has_a_language_colours_and_a_screen(pages: Pages, visit: "Visit") -> None:
+async def test_a_visitor_has_a_language_colours_and_a_screen(pages: "Pages", visit: "Visit") -> None:
     facts = """() => [
       navigator.language, matchMedia("(prefers-color-scheme: dark)").matches, innerWidth, innerHeight
     ]"""
@@ -139,7 +83,7 @@ async def test_a_visitor_has_a_language_colours_and_a_screen(pages: Pages, visit
     assert await other.page.evaluate(facts) == ["zh-CN", True, PHONE["width"], PHONE["height"]]
 
 
-async def test_without_a_network_nothing_is_reached(pages: Pages, visit: "Visit") -> None:
+async def test_without_a_network_nothing_is_reached(pages: "Pages", visit: "Visit") -> None:
     visitor = await visit(pages.show())
     visitor.may_complain.append("ERR_INTERNET_DISCONNECTED")
     await visitor.lose_network()
@@ -151,7 +95,7 @@ async def test_without_a_network_nothing_is_reached(pages: Pages, visit: "Visit"
 
 
 async def test_an_open_socket_falls_silent_without_a_network_and_goes_on_with_one(
-    pages: Pages, visit: "Visit"
+    pages: "Pages", visit: "Visit"
 ) -> None:
     """So it is not by losing the network that a test sees a socket break."""
     script = """

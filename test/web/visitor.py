@@ -5,6 +5,7 @@ import re
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
+from long_tasks import OBSERVE
 from playwright.async_api import (
     Browser,
     BrowserContext,
@@ -82,7 +83,7 @@ class Visitor:
         context.on("page", self._on_page)
         self._on_page(self.page)
         await context.expose_function("sluiceViolation", self._on_violation)
-        await context.add_init_script(WATCH)
+        await context.add_init_script(WATCH + OBSERVE)
 
     # ── what they do ─────────────────────────────────────────────────────────────────────────────
 
