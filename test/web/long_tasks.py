@@ -35,8 +35,8 @@ class Longest:
 
 @asynccontextmanager
 async def longest_task(page: Page) -> AsyncIterator[Longest]:
-    """The longest task of the page's main thread while the block runs: scripts, layout, drawing. It is measured
-    by the clock: what other programs take of the processor counts, what a test has evaluated does not.
+    """The longest task of the page's main thread while the block runs: scripts, layout, drawing. It is by the
+    clock, so other programs on the processor lengthen it. What a test has evaluated does not count.
 
     A block may open another page: then only tasks of that one count. Source: W3C Long Tasks API
     """
