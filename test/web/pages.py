@@ -1,7 +1,7 @@
 """The chat page as a visitor sees it: what can be done there, by role and by name. The only place that knows
 how things on it are called."""
 
-from playwright.async_api import Locator, Page
+from playwright.async_api import Locator, Page, expect
 
 
 class ChatPage:
@@ -15,7 +15,12 @@ class ChatPage:
     @property
     def message(self) -> Locator:
         """Where one writes."""
-        return self.page.get_by_role("textbox", name="Message")
+        return self.page.get_by_role("textbox", name="Message", exact=True)
+
+    @property
+    def questions(self) -> Locator:
+        """What was asked, the files with it, and the buttons beneath; without what waits to be sent."""
+        return self.page.get_by_role("group", name="You")
 
     @property
     def answers(self) -> Locator:
@@ -25,22 +30,91 @@ class ChatPage:
         """Counted from 1; -1 is the last one."""
         return self.answers.nth(number - 1 if number > 0 else number)
 
+    def text_of(self, number: int) -> Locator:
+        """What an answer says, without what surrounds it."""
+        return self.answer(number).locator(".body")
+
+    def answer_of(self, model: str) -> Locator:
+        """The last one of a model."""
+        return self.page.get_by_role("article", name=f"Answer of {model}", exact=True).last
+
+    @property
+    def thinking(self) -> Locator:
+        """The fold with the thoughts of the last answer."""
+        return self.answer(-1).locator("details")
+
+    @property
+    def waiting(self) -> Locator:
+        """Messages that the server has not taken yet."""
+        return self.page.locator(".turn.waiting")
+
+    @property
+    def chats(self) -> Locator:
+        return self.page.get_by_role("navigation", name="Chats").get_by_role("link")
+
     @property
     def model(self) -> Locator:
-        """Where one chooses whom to ask."""
-        return self.page.get_by_role("combobox", name="Model")
+        """Says who is asked, and opens the list of who can be."""
+        return self.button("Choose a model", exact=False)
+
+    @property
+    def connection(self) -> Locator:
+        """The sign that says that the connection is lost, or back."""
+        return self.page.locator(".connection")
+
+    @property
+    def problems(self) -> Locator:
+        """What went wrong, where it did: at a message or an answer, or over the page."""
+        return self.page.locator(".problem:visible, .toast")
+
+    def button(self, name: str, *, exact: bool = True) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=exact)
 
     # ── what one does ────────────────────────────────────────────────────────────────────────────
 
     async def send(self, text: str) -> None:
         await self.message.fill(text)
-        await self._button("Send").click()
+        await self.button("Send").click()
+
+    async def ask(self, text: str) -> None:
+        """Send, and wait for the end of the answer, or of all of them."""
+        before = await self.answers.count()
+        await self.send(text)
+        await expect(self.answers.nth(before)).to_be_visible()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait until nothing is being answered."""
+        await expect(self.page.locator('[aria-busy="true"]')).to_have_count(0)
+        await expect(self.waiting).to_have_count(0)
 
     async def stop(self) -> None:
-        await self._button("Stop").click()
+        await self.button("Stop").click()
 
     async def new_chat(self) -> None:
-        await self._button("New chat").click()
+        await self.page.get_by_role("link", name="New chat").click()
 
-    def _button(self, name: str) -> Locator:
-        return self.page.get_by_role("button", name=name, exact=True)
+    async def choose(self, *models: str) -> None:
+        """Ask these from now on."""
+        await self.model.click()
+        menu = self.page.get_by_role("dialog", name="Choose a model")
+        if len(models) == 1:
+            await menu.get_by_role("button", name=models[0], exact=True).click()
+        else:
+            for model in models:
+                await menu.get_by_role("checkbox", name=f"Ask {model}, too").check()
+            for box in await menu.get_by_role("checkbox").all():
+                if await box.get_attribute("aria-label") not in {f"Ask {model}, too" for model in models}:
+                    await box.uncheck()
+            await self.page.keyboard.press("Escape")
+        await expect(menu).to_have_count(0)
+
+    async def more(self, title: str, entry: str) -> None:
+        """Choose from the menu of a chat."""
+        await self.page.get_by_role("link", name=title).hover()
+        await self.button(f"More for {title}").click()
+        await self.page.get_by_role("menuitem", name=entry).click()
+
+    async def open_menu(self) -> None:
+        """Show the chats, where there is no room for them beside the page."""
+        await self.button("Menu").click()

@@ -84,7 +84,7 @@ async def test_phone(server: "Server", upstream: Upstream, visit: "Visit") -> No
 async def test_side_by_side(server: "Server", upstream: Upstream, visit: "Visit") -> None:
     visitor = await visit(server)
     chat = ChatPage(visitor.page)
-    await chat.model.select_option(["scripted", "other"])
+    await chat.choose("scripted", "other")
     await chat.send(QUESTION)
     await (await upstream.asked("scripted")).answer(ANSWER)
     await (await upstream.asked("other")).answer(OTHER_ANSWER)

@@ -223,6 +223,7 @@ export class LiveText {
 /** A block that is not complete: its text as it is, or as code where it begins as code does. */
 class Growing {
   #shown = 0;
+  #isCode = false;
   #place = null;
   #piece = null;
 
@@ -235,6 +236,7 @@ class Growing {
       const fence = text.match(/^\s*(`{3,}|~{3,})([^\n]*)(\n)?/);
       if (fence !== null) {
         if (!fence[3]) return; // the name of its language is not complete
+        this.#isCode = true;
         this.#place = el("code");
         const head = el("div", { class: "code-head" }, el("span", { class: "code-language", text: fence[2].trim() }));
         this.element.append(el("div", { class: "code" }, head, el("pre", {}, this.#place)));
@@ -244,8 +246,12 @@ class Growing {
         this.#shown = text.length - text.trimStart().length;
       }
     }
-    let fresh = text.slice(this.#shown);
-    this.#shown = text.length;
+    // Newlines show once something follows, and a fence that may close the code if it does not.
+    let visible = text.trimEnd();
+    const lastLine = visible.lastIndexOf("\n") + 1;
+    if (this.#isCode && /^\s*(?:`+|~+)$/.test(visible.slice(lastLine))) visible = visible.slice(0, lastLine).trimEnd();
+    let fresh = visible.slice(this.#shown);
+    this.#shown = Math.max(this.#shown, visible.length);
     while (fresh) {
       if (this.#piece === null || this.#piece.length > PIECE_CHARS) {
         // At the end of a line, where it does not show; very long ones are divided all the same.
