@@ -550,6 +550,23 @@ async def test_what_stood_behind_a_deleted_turn_stays_where_it_was(grove: Grove)
     assert await grove.seen() == "D d"
 
 
+async def test_what_is_begun_while_the_turn_before_is_deleted_follows_what_is_left(grove: Grove) -> None:
+    await grove.turn("a")
+    for number in range(22):
+        b, c = await grove.turn("b"), await grove.turn("c")
+        # These may end in a deadlock, which takes PostgreSQL a second to see.
+        is_replacing = number > 19
+        requests, _ = await asyncio.gather(
+            grove.ask(f"{number}", replaces=c if is_replacing else None),
+            grove.responses.delete(b if is_replacing else c, ADA),
+        )
+        await grove.end(requests[0])
+        left = f"{'A a' if is_replacing else 'A a B b'} {number} {number}"
+        assert await grove.listed() == left
+        assert await grove.seen() == left
+        await grove.go_on_from((await grove.all())[0].id)
+
+
 async def test_one_that_runs_in_the_place_of_another_can_be_deleted(grove: Grove) -> None:
     a = await grove.turn("a")
     (running,) = await grove.ask("b", replaces=a)

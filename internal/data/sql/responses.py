@@ -99,13 +99,14 @@ def _delete(connection: Connection, response_id: str, user: str) -> None:
     row = connection.execute(_LOCKED, me).first()
     if row is None:
         return
-    connection.execute(_RELINK, {**me, "b_previous_id": row.previous_id})
     if row.conversation_id is not None:
         size = row.input_chars + row.output_chars + TURN_SIZE if row.ended_at is not None else 0
+        # From here on nobody begins a turn there: what was begun before is seen, and linked as well.
         connection.execute(_SHRINK, {"b_conversation_id": row.conversation_id, "b_size": size})
         # It goes on from the next answer of the batch, where there is one.
         next_best = connection.execute(_NEXT_BEST, {**me, "b_batch_id": row.batch_id}).scalar()
         connection.execute(_STEP_BACK, {**me, "b_head_id": next_best or row.previous_id})
+    connection.execute(_RELINK, {**me, "b_previous_id": row.previous_id})
     connection.execute(_UNCHOOSE, me)
     connection.execute(_DELETE, me)
 
