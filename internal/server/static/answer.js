@@ -21,6 +21,7 @@ export class AnswerView {
   #buttons = el("span", { class: "buttons" });
   #stop = null;
   #isShown = false;
+  #left = new AbortController();
 
   constructor(answer, renderer, actions, drawn) {
     this.#answer = answer;
@@ -40,11 +41,17 @@ export class AnswerView {
     );
     if (actions.choose) this.#choose = button(say("continueWith"), actions.choose, { class: "button choose", hidden: true });
     if (this.#choose) footer.append(this.#choose);
-    answer.addEventListener("text", ({ detail }) => this.#isShown && this.#say(detail));
-    answer.addEventListener("thought", ({ detail }) => this.#isShown && this.#think(detail));
-    answer.addEventListener("change", () => this.#update());
-    answer.addEventListener("text", onFrame(() => this.#measure()));
+    const listen = (type, listener) => answer.addEventListener(type, listener, { signal: this.#left.signal });
+    listen("text", ({ detail }) => this.#isShown && this.#say(detail));
+    listen("text", onFrame(() => this.#measure()));
+    listen("thought", ({ detail }) => this.#isShown && this.#think(detail));
+    listen("change", () => this.#update());
     this.#update();
+  }
+
+  /** It is not on the page any more. */
+  leave() {
+    this.#left.abort();
   }
 
   #choose = null;

@@ -31,6 +31,8 @@ class App {
   #channel = new BroadcastChannel("sluice");
   #open = new Map();
   #drafts = new Map();
+  /** Messages of which another model may still begin to answer. */
+  #joining = new Map();
   #shown = null;
   #wasConnected = false;
   #spoken = el("div", { class: "off-screen", role: "status", "aria-live": "polite" });
@@ -132,7 +134,8 @@ class App {
     const path = id === null ? "/" : `/c/${id}`;
     if (path !== location.pathname) history.pushState(null, "", path);
     this.#route();
-    this.composer.focus();
+    // Where fingers do the typing a keyboard would cover what was to be read.
+    if (matchMedia("(hover: hover)").matches) this.composer.focus();
   }
 
   #route() {
@@ -153,7 +156,7 @@ class App {
   #conversation(id) {
     let conversation = this.#open.get(id);
     if (conversation !== undefined) return conversation;
-    conversation = new Conversation(this.#api, this.#responses, id);
+    conversation = new Conversation(this.#api, this.#responses, id, id === null ? this.#outbox.unbegun : undefined);
     conversation.addEventListener("change", () => this.#changed(conversation));
     conversation.addEventListener("end", ({ detail }) => this.#ended(conversation, detail.answer));
     if (id !== null) this.#keepOpen(conversation);
@@ -241,12 +244,13 @@ class App {
     this.#list();
   }
 
-  #joining = new Map();
-
-  /** Another model has begun to answer. */
+  /** Another model has begun to answer, or could not. */
   #joined({ id, answer }) {
     const message = this.#joining.get(id);
-    if (message !== undefined) this.#conversation(message.conversation).join(answer, message);
+    if (message === undefined) return;
+    const conversation = this.#conversation(message.conversation);
+    if (answer !== null) conversation.join(answer, message);
+    else this.#tried(() => conversation.refresh());
   }
 
   #stop() {

@@ -32,6 +32,8 @@ class Turn {
 
 /** Turns that ask the same of several models; mostly there is one. */
 class Group {
+  variants = [];
+
   constructor(key, turns) {
     this.key = key;
     this.turns = turns.sort((one, other) => (one.batch?.position ?? 0) - (other.batch?.position ?? 0));
@@ -52,6 +54,10 @@ class Group {
   get hasFailed() {
     return this.turns.every((turn) => turn.hasFailed);
   }
+
+  get isAside() {
+    return this.turns.every((turn) => turn.aside);
+  }
 }
 
 const keyOf = (turn) => turn.batch?.id ?? turn.id;
@@ -66,16 +72,18 @@ export class Conversation extends EventTarget {
 
   id;
   /** What it is called here while it has no id yet. */
-  place = randomId();
+  place;
   head = null;
   hasOlder = false;
   isLoaded;
 
-  constructor(api, responses, id = null) {
+  /** Without an `id` it is not begun yet; `place`: what it was called before the page was loaded again. */
+  constructor(api, responses, id, place) {
     super();
     this.#api = api;
     this.#responses = responses;
     this.id = id;
+    this.place = place ?? randomId();
     this.isLoaded = id === null;
   }
 
@@ -164,27 +172,34 @@ export class Conversation extends EventTarget {
     this.#responses.follow(answer);
   }
 
-  /** What is to be shown, the oldest first. */
+  /**
+   * What is to be shown, the oldest first. Each group knows its `variants`, itself among them: other answers to the
+   * same, or other words in its place.
+   */
   get groups() {
-    return this.#grouped([...this.#turns.values()].filter((turn) => !turn.aside));
+    const all = this.#grouped();
+    const families = new Map();
+    for (const group of all) {
+      const parent = this.#parentKey(group);
+      if (families.has(parent)) families.get(parent).push(group);
+      else families.set(parent, [group]);
+    }
+    const shown = all.filter((group) => !group.isAside);
+    for (const group of shown) {
+      const family = families.get(this.#parentKey(group));
+      group.variants = family.filter((it) => it === group || (it.isAside && !it.hasFailed));
+    }
+    return shown;
   }
 
-  #grouped(turns) {
+  #grouped() {
     const found = new Map();
-    for (const turn of turns.sort(byId)) {
+    for (const turn of [...this.#turns.values()].sort(byId)) {
       const key = keyOf(turn);
       if (found.has(key)) found.get(key).push(turn);
       else found.set(key, [turn]);
     }
     return [...found].map(([key, members]) => new Group(key, members));
-  }
-
-  /** The versions of a turn, itself among them: other answers to the same, or other words in its place. */
-  variants(group) {
-    const parent = this.#parentKey(group);
-    return this.#grouped([...this.#turns.values()]).filter(
-      (it) => it.key === group.key || (this.#parentKey(it) === parent && it.turns.every((turn) => turn.aside) && !it.hasFailed),
-    );
   }
 
   #parentKey({ previous }) {
@@ -194,7 +209,7 @@ export class Conversation extends EventTarget {
 
   /** Show another version of a turn, with what came behind it, and go on from there. Throws ApiError. */
   async switchTo(group) {
-    const all = this.#grouped([...this.#turns.values()]);
+    const all = this.#grouped();
     let leaf = group;
     for (let next = leaf; next !== undefined; ) {
       leaf = next;

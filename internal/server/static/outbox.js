@@ -16,8 +16,9 @@ const HEARD_MS = 400;
 const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restarting", "unreachable"]);
 
 /**
- * Of this tab. Tells with the event `change`, and with `sent` ({message, answer}) once the server has taken one; with
- * `begun` ({message}) when a conversation was begun for it.
+ * Of this tab. Tells with the event `change`, and with `sent` ({message, answer}) once the server has taken one, and
+ * `joined` ({id, answer}) when another model answers it, too, or cannot (null); with `begun` ({message}) when a
+ * conversation was begun for it.
  *
  * A message: {id, tab, conversation, place, fields, text, files, sentIn, error}: `place` is what its chat is called
  * while it has no id, `fields` are those of `response.create`, `sentIn` the generation of the link that it went over.
@@ -56,6 +57,11 @@ export class Outbox extends EventTarget {
   /** What waits in a chat, in order. */
   in(conversation, place) {
     return this.#messages.filter((it) => (it.conversation === null ? it.place === place : it.conversation === conversation));
+  }
+
+  /** What a chat that has no id yet was called before the page was loaded again; undefined: there is none. */
+  get unbegun() {
+    return this.#messages.find((message) => message.conversation === null)?.place;
   }
 
   add(message) {
@@ -138,6 +144,7 @@ export class Outbox extends EventTarget {
   #refused({ lane, error }) {
     const message = this.#messages.find((it) => it.id === idIn(lane));
     if (message !== undefined) this.#failed(message, error);
+    else this.dispatchEvent(new CustomEvent("joined", { detail: { id: idIn(lane), answer: null } }));
   }
 
   #failed(message, error) {

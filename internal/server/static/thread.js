@@ -36,14 +36,15 @@ export class Thread {
       for (const { isIntersecting, target } of entries) if (isIntersecting) this.#reveal(target);
     }, options);
     new ResizeObserver(() => this.#follow()).observe(this.element);
-    outbox.addEventListener("change", () => this.update());
+    new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.#loadOlder(), options).observe(this.#older);
+    outbox.addEventListener("change", () => this.#showWaiting());
   }
 
   show(conversation) {
     if (this.#conversation === conversation) return;
     this.#conversation?.removeEventListener("change", this.#changed);
     this.#conversation = conversation;
-    for (const view of this.#views.values()) view.element.remove();
+    for (const view of this.#views.values()) view.remove();
     for (const view of this.#waiting.values()) view.remove();
     this.#views.clear();
     this.#waiting.clear();
@@ -68,14 +69,14 @@ export class Thread {
     const keys = new Set(groups.map((group) => group.key));
     for (const [key, view] of this.#views) {
       if (keys.has(key)) continue;
-      view.element.remove();
+      view.remove();
       this.#views.delete(key);
     }
     let before = null;
     groups.forEach((group, index) => {
       let view = this.#views.get(group.key);
       if (view === undefined || view.size !== group.turns.length) {
-        view?.element.remove();
+        view?.remove();
         view = new GroupView(group, conversation, this.#renderer, this.#api, this.#actions, () => this.#follow());
         this.#views.set(group.key, view);
         this.#seen.observe(view.element);
@@ -85,13 +86,13 @@ export class Thread {
       view.update(group, index === groups.length - 1);
       before = view.element;
     });
-    const waits = this.#updateWaiting();
     this.#older.hidden = !conversation.hasOlder;
-    this.#empty.hidden = groups.length > 0 || waits || !conversation.isLoaded || !this.#note.hidden;
-    this.#follow();
+    this.#showWaiting();
   }
 
-  #updateWaiting() {
+  /** The messages that the server has not taken yet; with nothing at all, a greeting. */
+  #showWaiting() {
+    if (this.#conversation === null) return;
     const messages = this.#outbox.in(this.#conversation.id, this.#conversation.place);
     const ids = new Set(messages.map((message) => message.id));
     for (const [id, element] of this.#waiting) {
@@ -105,7 +106,8 @@ export class Thread {
       this.#waiting.set(message.id, element);
       this.#list.append(element);
     }
-    return messages.length > 0;
+    this.#empty.hidden = messages.length > 0 || !this.#conversation.isEmpty || !this.#note.hidden;
+    this.#follow();
   }
 
   #waitingMessage(message) {
@@ -140,6 +142,7 @@ export class Thread {
   }
 
   async #loadOlder() {
+    if (this.#older.disabled) return;
     const { scrollHeight, scrollTop } = this.element;
     this.#isAtEnd = false;
     this.#older.disabled = true;
@@ -206,6 +209,11 @@ class GroupView {
       el("div", several, ...[...this.#answers.values()].map((view) => view.element)),
       this.#variants,
     );
+  }
+
+  remove() {
+    this.element.remove();
+    for (const view of this.#answers.values()) view.leave();
   }
 
   /** Render what was said. */
@@ -277,7 +285,7 @@ class GroupView {
   }
 
   #updateVariants(isBusy) {
-    const variants = this.#conversation.variants(this.#group);
+    const { variants } = this.#group;
     this.#variants.hidden = variants.length < 2;
     if (variants.length < 2) return;
     const at = variants.findIndex((it) => it.key === this.#group.key);
