@@ -68,6 +68,7 @@ def say_ready(listener: socket.socket) -> None:
 _BANNER = """
   Sluice is ready.
 
+    page    http://{address}/
     chat    wscat -c ws://{address}/ws
     openai  base_url="http://{address}/v1"
     state   http://{address}/readyz  http://{address}/metrics

@@ -159,6 +159,7 @@ def test_a_loading_server_is_alive_but_not_ready_and_answers_later(run_server: "
             "status": "ready",
             "models": {"smollm2": {"ready": True, "progress": 1.0}},
         }
+    assert f"page    http://localhost:{server.port}/\n" in server.output
     assert f"wscat -c ws://localhost:{server.port}/ws" in server.output
 
 
