@@ -1,18 +1,18 @@
-"""The engine that passes jobs on to an upstream: a task for each job, and one that looks after the nodes."""
+"""The engine that passes jobs on to an upstream, and a task that looks after the nodes of that."""
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from internal.biz.errors import GenerationFailed, SluiceError
-from internal.biz.generation import Finished, FinishReason, Job, Output
+from internal.biz.generation import Job
 from internal.biz.models import Feature
 from internal.biz.ports import Capabilities, Progress, Sink
 from internal.generator.openai.exchange import HttpClient
+from internal.generator.openai.jobs import Jobs
 from internal.generator.openai.nodes import Node, Nodes
 from internal.generator.openai.options import OpenAIOptions
 from internal.generator.openai.run import Run
@@ -51,16 +51,14 @@ class OpenAIGenerator:
             options.nodes, options.breaker_failures, options.breaker_reset_s, clock, self._report
         )
         self._client: HttpClient | None = None
-        self._sink: Sink | None = None
-        self._tasks: dict[Job, asyncio.Task[Finished]] = {}
+        self._jobs = Jobs()
         self._checks: asyncio.Task[None] | None = None
-        self._stopping = False
         slots = sum(node.slots for node in options.nodes)
         self.capabilities = Capabilities(options.context, slots)
 
     async def start(self, sink: Sink, progress: Progress) -> None:
         """Returns at once: an upstream that is away now may be there when somebody asks."""
-        self._sink, self._stopping = sink, False
+        self._jobs.start(sink)
         self._client = HttpClient(self._options)
         for node in self._nodes.all:
             self._report(node)
@@ -68,52 +66,24 @@ class OpenAIGenerator:
 
     def submit(self, job: Job) -> None:
         assert self._client is not None
-        assert self._sink is not None
-        tell = partial(self._tell, job)
-        room = self._sink.room
+        tell = partial(self._jobs.tell, job)
         retried = partial(self._meter.upstream_retried, self._model)
+        room = self._jobs.room
         run = Run(job, self._options, self._client, self._nodes, tell, room, retried, self._chance)
-        task = asyncio.create_task(run.generate())
-        self._tasks[job] = task
-        task.add_done_callback(partial(self._ended, job, run))
+        self._jobs.submit(job, run)
 
     def cancel(self, job: Job) -> None:
-        if (task := self._tasks.get(job)) is not None:
-            task.cancel()
+        self._jobs.cancel(job)
 
     async def stop(self) -> None:
-        self._stopping = True
-        tasks = [*self._tasks.values(), *([self._checks] if self._checks is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._checks = None
+        await self._jobs.stop()
+        if self._checks is not None:
+            self._checks.cancel()
+            await asyncio.gather(self._checks, return_exceptions=True)
+            self._checks = None
         if self._client is not None:
             await self._client.close()
             self._client = None
-
-    def _tell(self, job: Job, outputs: Sequence[Output]) -> bool:
-        assert self._sink is not None
-        return self._sink.give([(job, output) for output in outputs])
-
-    def _ended(self, job: Job, run: Run, task: asyncio.Task[Finished]) -> None:
-        """The last word on a job, also on one that was cancelled before it began."""
-        del self._tasks[job]
-        if self._stopping or self._sink is None:
-            return
-        end = self._end(job, run, task)
-        self._sink.give([*((job, output) for output in run.answer.held()), (job, end)])
-
-    def _end(self, job: Job, run: Run, task: asyncio.Task[Finished]) -> Finished:
-        if task.cancelled():
-            return Finished(FinishReason.CANCELLED, run.answer.usage())
-        error = task.exception()
-        if error is None:
-            return task.result()
-        if not isinstance(error, SluiceError):
-            log.error("the upstream engine failed", exc_info=error, extra={"response": job.response_id})
-            error = GenerationFailed(f"the engine failed: {type(error).__name__}")
-        return Finished(FinishReason.ERROR, run.answer.usage(), error)
 
     # ── the nodes ────────────────────────────────────────────────────────────────────────────────
 

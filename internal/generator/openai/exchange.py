@@ -15,10 +15,12 @@ import orjson
 
 from internal.biz.generation import Output
 from internal.biz.version import VERSION
-from internal.generator.openai.answer import MAX_ANSWER_CHARS, Answer
-from internal.generator.openai.faults import Fault, broken, refused
+from internal.generator.openai.addresses import ForbiddenAddress
+from internal.generator.openai.answer import Answer
+from internal.generator.openai.faults import Fault, broken, forbidden, misaddressed, refused
 from internal.generator.openai.nodes import Node, Visit
 from internal.generator.openai.options import NodeOptions, OpenAIOptions
+from internal.generator.openai.pace import Pace
 from internal.generator.openai.sse import EventParser
 
 MAX_REFUSAL_BYTES = 64 << 10
@@ -52,14 +54,15 @@ async def _reused(session: aiohttp.ClientSession, context: SimpleNamespace, para
 class HttpClient:
     """The connections to the nodes of one upstream. Made and used on the event loop."""
 
-    def __init__(self, options: OpenAIOptions) -> None:
+    def __init__(self, options: OpenAIOptions, connector: aiohttp.BaseConnector | None = None) -> None:
+        """`connector` makes the connections, and is closed with them; by itself it goes anywhere."""
         self._options = options
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_reuseconn.append(_reused)
         self._session = aiohttp.ClientSession(
             trace_configs=[tracing],
             # No limit: nobody connects without a place at a node.
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=connector or aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, connect=options.connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             # What is asked for is not compressed; what is all the same could be a bomb.
@@ -130,11 +133,12 @@ class Exchange:
                 data, transit = await asyncio.to_thread(orjson.dumps, body), Transit()
                 while not await self._ask(data, transit):
                     transit = Transit()
-        except aiohttp.ConnectionTimeoutError:
+        except aiohttp.ConnectionTimeoutError as error:
+            if self._options.is_discreet:
+                raise self._unreachable(error) from None
             raise broken("the model's server cannot be reached in time", "upstream_timeout") from None
-        except aiohttp.ClientConnectorError as error:
-            message = "the model's server cannot be reached"
-            raise broken(message, "upstream_unavailable", str(error)) from None
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+            raise self._unreachable(error) from None
         except TimeoutError:
             if not self._answer.has_ended:
                 raise self._late() from None
@@ -142,6 +146,13 @@ class Exchange:
             if not self._answer.has_ended:
                 message = "the model's server broke off its answer"
                 raise broken(message, detail=f"{message}: {type(error).__name__}") from None
+
+    def _unreachable(self, error: Exception) -> Fault:
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ForbiddenAddress):
+            return forbidden()
+        if isinstance(error, aiohttp.InvalidURL):
+            return misaddressed()
+        return broken("the model's server cannot be reached", "upstream_unavailable", str(error))
 
     async def _ask(self, data: bytes, transit: Transit) -> bool:
         """False: it has to be asked again, as the node had closed the connection while nobody used it. Each
@@ -174,17 +185,20 @@ class Exchange:
             case "text/event-stream":
                 await self._read_stream(response.content)
             case "application/json":
-                body = await _read_up_to(response, MAX_ANSWER_CHARS)
+                body = await _read_up_to(response, self._options.bounds.answer_bytes)
                 await self._say(self._answer.read_whole(body))
             case _:
-                raise broken("the model's server answers with something else: base_url is probably wrong")
+                raise broken("the model's server answers with something else: its address is probably wrong")
 
     async def _read_stream(self, content: aiohttp.StreamReader) -> None:
-        parser = EventParser()
+        bounds = self._options.bounds
+        parser, pace = EventParser(bounds.event_bytes), Pace(bounds.bytes_per_s, self._time)
         while read := await content.readany():
             # Tokens that came together are handed over together.
             if events := parser.feed(read):
                 await self._say(self._answer.feed(events))
+            if (pause_s := pace.read(len(read))) > 0:
+                await asyncio.sleep(pause_s)
         if not self._answer.is_done:
             await self._say(self._answer.feed(parser.end()))
 

@@ -55,6 +55,23 @@ def broken(message: str, code: str = "upstream_failed", detail: str = "") -> Fau
     return Fault(error, is_transient=True, blames_node=True, detail=detail)
 
 
+def forbidden() -> Fault:
+    """The node is at an address that may not be connected to."""
+    return Fault(
+        GenerationFailed(
+            "the model's server is at an address that this server does not connect to: only public ones are "
+            "allowed here",
+            code="upstream_forbidden",
+        )
+    )
+
+
+def misaddressed() -> Fault:
+    """The node's address is none."""
+    message = "the model's server cannot be reached: its address is none"
+    return Fault(GenerationFailed(message, code="upstream_unavailable"), blames_node=True)
+
+
 def refused(status: int, headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> Fault:
     """What an answer of another status than 200 means."""
     said = _parsed(body)
@@ -75,7 +92,7 @@ def refused(status: int, headers: Mapping[str, str], body: bytes, secrets: Seque
     if 300 <= status < 400:
         return Fault(
             GenerationFailed(
-                f"the model's server is somewhere else (status {status}): base_url is wrong",
+                f"the model's server is somewhere else (status {status}): its address is wrong",
                 code="upstream_failed",
             ),
             blames_node=True,

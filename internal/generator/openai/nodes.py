@@ -110,7 +110,7 @@ class Nodes:
         changed: Callable[[Node], None] = lambda _: None,
     ) -> None:
         self.all = tuple(
-            Node(node, Breaker(node.base_url, failures, reset_s, clock), clock, changed) for node in options
+            Node(node, Breaker(node.label, failures, reset_s, clock), clock, changed) for node in options
         )
         self._homes: OrderedDict[bytes, Node] = OrderedDict()
         self._changed = asyncio.Event()

@@ -10,11 +10,27 @@ MIN_SECRET_CHARS = 8
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """One server. Requests go to `{base_url}/chat/completions`, at most `slots` at a time."""
+    """One server. Requests go to `{base_url}/chat/completions`, at most `slots` at a time. `alias` is what
+    the log calls it, where that must not tell its address."""
 
     base_url: str
     api_key: str = field(repr=False)
     slots: int
+    alias: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.alias or self.base_url
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of what an upstream says is read: of an answer that does not come as a stream and of an event
+    so many bytes, and of a stream so many a second (0: as it comes)."""
+
+    answer_bytes: int = 8 << 20
+    event_bytes: int = 4 << 20
+    bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,8 @@ class OpenAIOptions:
     `extra_body` are fields of every request, those that are None are left out; `rename` says which fields go
     by another name there, `continuation` how an answer is continued that another attempt has begun.
     `refusals`, in lower case, begin answers that count as failed.
+
+    `is_discreet`: nobody is told where the upstream is, not even the log, nor why it cannot be reached.
     """
 
     model: str
@@ -50,10 +68,14 @@ class OpenAIOptions:
     rename: Mapping[str, str] = field(default_factory=dict)
     continuation: str = "none"
     refusals: tuple[str, ...] = ()
+    bounds: Bounds = Bounds()
+    is_discreet: bool = False
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be told to anybody, wherever the upstream says it."""
         keys = {node.api_key for node in self.nodes if node.api_key}
+        if self.is_discreet:
+            keys |= {node.base_url for node in self.nodes}
         headers = {value for value in self.headers.values() if len(value) >= MIN_SECRET_CHARS}
         return tuple(sorted(keys | headers, key=len, reverse=True))

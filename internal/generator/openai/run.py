@@ -99,7 +99,8 @@ class Run:
             outputs, end = answer.finish()
         except Fault as fault:
             if fault.blames_node:
-                fields = {"node": visit.node.options.base_url, "reason": fault.detail}
+                reason = fault.error.message if options.is_discreet else fault.detail
+                fields = {"node": visit.node.options.label, "reason": reason}
                 log.warning("a request failed at an upstream node", extra=fields)
                 # A job counts once against a node: what one person asks shall not close it to all others.
                 if visit.node not in self._tried:

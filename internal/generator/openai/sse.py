@@ -6,16 +6,15 @@ A lone carriage return, which ends a line there too, does not here: nobody sends
 
 from internal.generator.openai.faults import broken
 
-MAX_EVENT_BYTES = 4 << 20
-
 
 class EventParser:
     """Feed it what was read; it returns the data of the events that are complete.
 
-    Bound: MAX_EVENT_BYTES for one event; raises Fault beyond.
+    Bound: `max_event_bytes` for one event; raises Fault beyond.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_event_bytes: int = 4 << 20) -> None:
+        self._max_event_bytes = max_event_bytes
         self._line: list[bytes] = []
         """The pieces of a line whose end has not come yet: joined once, not with each piece."""
         self._data: list[bytes] = []
@@ -57,5 +56,5 @@ class EventParser:
 
     def _grow(self, size: int) -> None:
         self._size += size
-        if self._size > MAX_EVENT_BYTES:
+        if self._size > self._max_event_bytes:
             raise broken("the model's server sends an event without end")

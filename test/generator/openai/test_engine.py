@@ -16,6 +16,7 @@ from internal.biz.generation import Chunk, Finished, FinishReason, Job, Output
 from internal.biz.inbox import StepInbox
 from internal.biz.models import Message, Role, Settings, ToolCall, Truncation, Usage
 from internal.generator.openai.engine import OpenAIGenerator
+from internal.generator.openai.options import Bounds
 
 if TYPE_CHECKING:
     from test.conftest import Sink
@@ -233,11 +234,7 @@ async def test_garbage_behind_a_beginning_is_not_tried_again(
     assert len(upstream.calls) == 1
 
 
-async def test_a_line_without_end_fails(
-    engines: "Engines", upstream: "Upstream", sink: "Sink", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("internal.generator.openai.sse.MAX_EVENT_BYTES", 100_000)
-
+async def test_a_line_without_end_fails(engines: "Engines", upstream: "Upstream", sink: "Sink") -> None:
     async def endless(call: "Call") -> web.StreamResponse:
         response = await call.stream()
         while True:
@@ -245,7 +242,7 @@ async def test_a_line_without_end_fails(
             await asyncio.sleep(0)
 
     upstream.will(endless)
-    outputs = await attempt(await engines.start(retries=0), sink)
+    outputs = await attempt(await engines.start(retries=0, bounds=Bounds(event_bytes=100_000)), sink)
     assert code(outputs) == "upstream_failed"
     await asyncio.wait_for(upstream.calls[0].left.wait(), 5)
 

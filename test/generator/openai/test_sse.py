@@ -32,17 +32,15 @@ def test_no_bytes_are_too_strange(pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"x" * 1000, b"data: " + b"x" * 1000 + b"\n", b"data: " + b"x" * 1000])
-def test_an_event_has_an_end(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("internal.generator.openai.sse.MAX_EVENT_BYTES", 10_000)
-    parser, pieces = EventParser(), iter([piece] * 20)
+def test_an_event_has_an_end(piece: bytes) -> None:
+    parser, pieces = EventParser(10_000), iter([piece] * 20)
     with pytest.raises(Fault):
         list(map(parser.feed, pieces))
     assert len(list(pieces)) >= 9
 
 
-def test_the_bound_is_of_one_event_and_not_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("internal.generator.openai.sse.MAX_EVENT_BYTES", 100)
-    parser = EventParser()
+def test_the_bound_is_of_one_event_and_not_of_all() -> None:
+    parser = EventParser(100)
     for _ in range(50):
         assert parser.feed(b"data: " + b"x" * 30) == []
         assert parser.feed(b"\n\n") == [b"x" * 30]
