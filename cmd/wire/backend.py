@@ -8,6 +8,7 @@ from cmd.wire import options
 from cmd.wire.settling import Settle, metered, settling
 from cmd.wire.workers import workers
 from internal.biz.limits import Limiter
+from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.ports import History, Queue
 from internal.biz.worker import Worker
 from internal.conf import settings as conf
@@ -37,18 +38,22 @@ class Backend:
     link: "RedisLink | None" = None
 
 
-def backend(settings: conf.Settings, history: History, instruments: Instruments) -> Backend:
+def backend(
+    settings: conf.Settings, history: History, upstreams: OwnUpstreams | None, instruments: Instruments
+) -> Backend:
     """What the settings ask for."""
     if settings.queue.driver == "redis":
         return _on_redis(settings, history, instruments)
-    return _in_memory(settings, history, instruments)
+    return _in_memory(settings, history, upstreams, instruments)
 
 
-def _in_memory(settings: conf.Settings, history: History, instruments: Instruments) -> Backend:
+def _in_memory(
+    settings: conf.Settings, history: History, upstreams: OwnUpstreams | None, instruments: Instruments
+) -> Backend:
     limiter = MemoryLimiter(options.limits(settings.limits))
     settle = settling(history, limiter)
     queue = MemoryQueue(options.queue_limits(settings.queue), metered(settle, instruments))
-    crew = workers(settings.models, settings, queue, history, settle, instruments)
+    crew = workers(settings.models, settings, queue, history, settle, instruments, upstreams)
     return Backend(queue, limiter, settle, [queue], crew)
 
 

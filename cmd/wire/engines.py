@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmd.wire.upstream import upstream_options
+from cmd.wire.upstream import own_options, upstream_options
 from internal.biz.models import Feature
+from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.ports import Generator
 from internal.biz.sampling import RARE_NAMES
 from internal.conf import settings as conf
@@ -43,10 +44,20 @@ def features(model: conf.Model) -> frozenset[Feature]:
             if Feature.PATTERN not in upstream.rename:
                 lacks.add(Feature.PATTERN)
             return OpenAIGenerator.FEATURES - lacks
+        case conf.OwnModel():
+            from internal.generator.own.engine import OwnGenerator
+
+            return OwnGenerator.FEATURES
 
 
-def generator(model: conf.Model, instruments: Instruments, hosts: Mapping[Path, "Host"]) -> Generator:
-    """`hosts`: those of `exllamav2_hosts`, for all models of the process."""
+def generator(
+    model: conf.Model,
+    instruments: Instruments,
+    hosts: Mapping[Path, "Host"],
+    upstreams: OwnUpstreams | None = None,
+) -> Generator:
+    """`hosts`: those of `exllamav2_hosts`, for all models of the process. `upstreams` are users' own, which
+    there are where there is a storage."""
     match model:
         case conf.EchoModel(options=echo):
             from internal.generator.echo import EchoGenerator
@@ -65,6 +76,19 @@ def generator(model: conf.Model, instruments: Instruments, hosts: Mapping[Path, 
             from internal.generator.openai.engine import OpenAIGenerator
 
             return OpenAIGenerator(name, upstream_options(name, upstream, os.environ), instruments)
+        case conf.OwnModel(name=name, options=own):
+            from internal.generator.own.engine import OwnGenerator
+
+            assert upstreams is not None
+            return OwnGenerator(
+                name,
+                own_options(own),
+                upstreams,
+                instruments,
+                slots=own.slots,
+                user_slots=own.user_slots,
+                only_public=own.addresses == "public",
+            )
 
 
 def exllamav2_hosts(models: Sequence[conf.Model], instruments: Instruments) -> dict[Path, "Host"]:

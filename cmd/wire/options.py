@@ -26,14 +26,17 @@ RECOVERY_PATIENCE_S = 5.0
 def chat_rules(settings: conf.Settings) -> ChatRules:
     names = tuple(model.name for model in settings.models)
     can = {model.name: features(model) for model in settings.models}
-    return ChatRules(names, _titling(settings), can, owners_only=settings.auth.required)
+    own = next((model.name for model in settings.models if isinstance(model, conf.OwnModel)), None)
+    return ChatRules(names, _titling(settings), can, owners_only=settings.auth.required, own=own)
 
 
 def _titling(settings: conf.Settings) -> tuple[str, ...]:
-    """The models that can find a title: an echo has no words of its own."""
+    """The models that can find a title: an echo has no words of its own, and a user's upstream costs them
+    money."""
     if not settings.storage.titles or not settings.storage.url.get_secret_value():
         return ()
-    return tuple(model.name for model in settings.models if not isinstance(model, conf.EchoModel))
+    cannot = (conf.EchoModel, conf.OwnModel)
+    return tuple(model.name for model in settings.models if not isinstance(model, cannot))
 
 
 def account_rules(auth: conf.Auth) -> AccountRules:

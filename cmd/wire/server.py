@@ -140,15 +140,16 @@ class Sluice:
 def build_server(settings: conf.Settings) -> Sluice:
     """A server. Must be called on the event loop that will run it. Raises SluiceError."""
     instruments, storage = Instruments(), Storage(settings.storage)
-    back = backend(settings, storage.history, instruments)
     secret = signing_secret(settings.auth.jwt_secret.get_secret_value(), Path(settings.auth.secret_file))
-    signer = JwtSigner(secret)
+    signer, cipher = JwtSigner(secret), SecretCipher(secret)
+    upstreams = storage.upstreams(cipher)
+    back = backend(settings, storage.history, upstreams, instruments)
     services, rules = list[Service](back.services), options.chat_rules(settings)
     accounts = titles = recovery = files = None
     if (database := storage.database) is not None:
         folder, store = options.file_folder(settings), SqlFiles(database)
         files = Files(store, folder, options.file_rules(settings.files))
-        accounts = _accounts(settings.auth, SqlAccounts(database, folder), signer, SecretCipher(secret), back)
+        accounts = _accounts(settings.auth, SqlAccounts(database, folder), signer, cipher, back)
         how_often = options.recovery(settings.queue)
         recovery = Recovery(storage.history, back.queue, back.settle, instruments, *how_often)
         services += [recovery, Retention(database, options.keeping(settings.storage))]
@@ -158,7 +159,9 @@ def build_server(settings: conf.Settings) -> Sluice:
             services.append(titles)
     end = recovery.end if recovery is not None else back.settle
     attachments = Attachments(files, settings.files.max_text_chars)
-    chat = Chat(back.queue, storage.history, back.limiter, end, rules, accounts, titles, attachments)
+    chat = Chat(
+        back.queue, storage.history, back.limiter, end, rules, accounts, titles, attachments, upstreams
+    )
     sessions, streams = _sessions(settings.session, chat, instruments)
     readiness = Readiness([worker.model for worker in back.workers])
     identity = Identity(

@@ -1,10 +1,13 @@
 """Where a process keeps what was said."""
 
 from internal.biz.batches import BatchStore
+from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.ports import History
 from internal.biz.responses import ResponseStore
 from internal.conf import settings as conf
+from internal.data.credentials.cipher import SecretCipher
 from internal.data.memory_history import MemoryHistory
+from internal.data.sql.accounts import SqlAccounts
 from internal.data.sql.batches import SqlBatches
 from internal.data.sql.database import Database
 from internal.data.sql.history import SqlHistory
@@ -26,6 +29,10 @@ class Storage:
         else:
             self.history, self.responses = SqlHistory(self.database), SqlResponses(self.database)
             self.batches = SqlBatches(self.database)
+
+    def upstreams(self, cipher: SecretCipher) -> OwnUpstreams | None:
+        """Those that users have set for themselves; None where there is no database."""
+        return OwnUpstreams(SqlAccounts(self.database), cipher) if self.database is not None else None
 
     async def connect(self) -> None:
         """Make or update the tables, once. Raises SluiceError when the database cannot be used."""

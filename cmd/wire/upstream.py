@@ -37,6 +37,21 @@ def upstream_options(name: str, options: conf.OpenAIOptions, environ: Mapping[st
     )
 
 
+def own_options(options: conf.OwnOptions) -> OpenAIOptions:
+    """What all upstreams of users have in common."""
+    return OpenAIOptions(
+        model="",
+        nodes=(),
+        connect_timeout_s=options.connect_timeout,
+        first_token_timeout_s=options.first_token_timeout,
+        token_timeout_s=options.token_timeout,
+        timeout_s=options.timeout,
+        retries=options.retries,
+        breaker_failures=options.breaker.failures,
+        breaker_reset_s=options.breaker.reset,
+    )
+
+
 def _only_node(options: conf.OpenAIOptions) -> conf.UpstreamNode:
     assert options.base_url is not None
     return conf.UpstreamNode(base_url=options.base_url)

@@ -5,15 +5,19 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cmd.wire.redis_seat import RedisSeat
 from cmd.wire.settling import metered, settling
 from cmd.wire.storage import Storage
 from cmd.wire.workers import workers
 from internal.biz.errors import EngineLost
+from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.ports import Progress
 from internal.biz.worker import Worker
 from internal.conf import settings as conf
+from internal.data.credentials.cipher import SecretCipher
+from internal.data.credentials.secret import signing_secret
 from internal.data.redis.link import RedisLink
 from internal.data.redis.work_queue import RedisWorkQueue
 from internal.metrics.instruments import Instruments
@@ -79,5 +83,14 @@ def build_crew(settings: conf.Settings, models: Sequence[conf.Model]) -> Crew:
         metered(settle, instruments),
         instruments,
     )
-    crew = workers(models, settings, queue, storage.history, settle, instruments)
+    upstreams = _upstreams(settings.auth, storage, models)
+    crew = workers(models, settings, queue, storage.history, settle, instruments, upstreams)
     return Crew(seat.name, instruments, seat.link, storage, queue, crew)
+
+
+def _upstreams(auth: conf.Auth, storage: Storage, models: Sequence[conf.Model]) -> OwnUpstreams | None:
+    """Those of users, where a model asks them: only then a worker needs the secret. Raises SluiceError."""
+    if not any(isinstance(model, conf.OwnModel) for model in models):
+        return None
+    secret = signing_secret(auth.jwt_secret.get_secret_value(), Path(auth.secret_file))
+    return storage.upstreams(SecretCipher(secret))

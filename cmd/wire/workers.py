@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from cmd.wire import engines, options
 from cmd.wire.settling import Settle
+from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.ports import History, WorkQueue
 from internal.biz.worker import Worker
 from internal.conf import settings as conf
@@ -17,13 +18,14 @@ def workers(
     history: History,
     settle: Settle,
     instruments: Instruments,
+    upstreams: OwnUpstreams | None,
 ) -> list[Worker]:
     """One for each of the models."""
     hosts = engines.exllamav2_hosts(models, instruments)
     return [
         Worker(
             model.name,
-            engines.generator(model, instruments, hosts),
+            engines.generator(model, instruments, hosts, upstreams),
             queue,
             history,
             settle,

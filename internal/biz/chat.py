@@ -34,6 +34,7 @@ from internal.biz.models import (
     Status,
     WorkerInfo,
 )
+from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.ports import History, Queue
 
 MAX_BATCH = 8
@@ -66,14 +67,15 @@ class Submitted:
 @dataclass(frozen=True, slots=True)
 class ChatRules:
     """`models` may be asked for; the first is the default, those in `titling` find titles for conversations,
-    and `features` say what each can do that not all can. With `owners_only` a response can be followed,
-    continued and stopped only by who asked for it; otherwise it is enough to know its id, which cannot be
-    guessed."""
+    `features` say what each can do that not all can, and `own` asks the upstream that each user has set for
+    themselves (None: none does). With `owners_only` a response can be followed, continued and stopped only by
+    who asked for it; otherwise it is enough to know its id, which cannot be guessed."""
 
     models: tuple[str, ...]
     titling: tuple[str, ...] = ()
     features: Mapping[str, frozenset[Feature]] = field(default_factory=dict)
     owners_only: bool = False
+    own: str | None = None
 
 
 class Callers(Protocol):
@@ -103,9 +105,10 @@ class Chat:
         callers: Callers | None = None,
         titles: Titling | None = None,
         attachments: Attachments | None = None,
+        upstreams: OwnUpstreams | None = None,
     ) -> None:
         """`settle` stores how responses ended. Without `callers` all are guests; without `attachments` there
-        are no files to refer to."""
+        are no files to refer to; without `upstreams` it is for the worker to say that a user has set none."""
         self._queue = queue
         self._history = history
         self._limiter = limiter
@@ -114,7 +117,9 @@ class Chat:
         self._callers = callers
         self._titles = titles
         self._attachments = attachments or Attachments()
+        self._upstreams = upstreams
         self.models = rules.models
+        self.own_model = rules.own
         self.owners_only = rules.owners_only
 
     async def is_still_valid(self, caller: Caller) -> bool:
@@ -150,6 +155,11 @@ class Chat:
             wanted |= {Feature.IMAGES}
         for feature in sorted(wanted - self._rules.features.get(model, frozenset())):
             raise UnsupportedParameter(f"the model {model!r} cannot do this: {feature}", param=feature)
+
+    async def _require_upstream(self, caller: Caller, requests: Sequence[Request]) -> None:
+        """Raises InvalidRequest where the caller would have to have set an upstream, and Unavailable."""
+        if self._upstreams is not None and any(request.model == self.own_model for request in requests):
+            await self._upstreams.of(caller.user)
 
     async def submit(self, caller: Caller, ask: Ask, response_id: str) -> Budget | None:
         """Store the turn and publish the request under a new id. Returns what the caller has left.
@@ -198,6 +208,7 @@ class Chat:
             raise InvalidRequest("the input is empty", param="input")
         for request in requests:
             self._require_features(request.model, ask)
+        await self._require_upstream(caller, requests)
         owner = self.owner(caller)
         is_titled = any(request.model in self._rules.titling for request in requests)
         wants_title = settings.conversation_id is not None and is_titled

@@ -49,10 +49,10 @@ class Job:
 
     `reasoning` and `emitted` are what earlier attempts have already said, thought and message, and `called`
     what they have called: the engine goes on behind them. `answering`: the reasoning, if there was any, is
-    over.
+    over. `user` is who asks.
     """
 
-    __slots__ = ("answering", "called", "emitted", "messages", "reasoning", "response_id", "settings")
+    __slots__ = ("answering", "called", "emitted", "messages", "reasoning", "response_id", "settings", "user")
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Job:
         *,
         answering: bool = False,
         called: tuple[ToolCall, ...] = (),
+        user: str = "",
     ) -> None:
         self.response_id = response_id
         self.messages = messages
@@ -72,6 +73,7 @@ class Job:
         self.reasoning = reasoning
         self.answering = answering or bool(emitted or called)
         self.called = called
+        self.user = user
 
 
 class FinishReason(StrEnum):
@@ -143,7 +145,7 @@ class Transcript(Job):
 
     def __init__(self, delivery: Delivery) -> None:
         request = delivery.request
-        super().__init__(request.response_id, request.messages, request.settings)
+        super().__init__(request.response_id, request.messages, request.settings, user=request.user)
         self.delivery = delivery
         self.attempt = delivery.attempt
         self.receipt = delivery.receipt

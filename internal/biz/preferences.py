@@ -40,7 +40,8 @@ def check(preferences: Preferences) -> None:
         )
     if preferences.upstream_url is not None and not _is_upstream(preferences.upstream_url):
         raise InvalidRequest(
-            "upstream_url looks like https://host/v1 and holds no password", param="upstream_url"
+            "upstream_url looks like https://host/v1, and holds neither a password nor a ? or #",
+            param="upstream_url",
         )
     key = preferences.upstream_key
     # It will stand in an HTTP header.
@@ -58,4 +59,5 @@ def _is_upstream(text: str) -> bool:
         is_place = bool(url.hostname) and (url.port is None or url.port > 0)
     except ValueError:
         return False
-    return url.scheme in ("http", "https") and is_place and "@" not in url.netloc
+    has_more = "@" in url.netloc or "?" in text or "#" in text
+    return url.scheme in ("http", "https") and is_place and not has_more

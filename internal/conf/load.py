@@ -8,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from internal.conf.settings import EchoModel, ExLlamaV2Model, LlamaCppModel, OpenAIModel, Settings
+from internal.conf.settings import EchoModel, ExLlamaV2Model, LlamaCppModel, OpenAIModel, OwnModel, Settings
 
 PREFIX = "SLUICE_"
 
@@ -148,6 +148,7 @@ def _variant(generator: str) -> type[BaseModel]:
         "llamacpp": LlamaCppModel,
         "exllamav2": ExLlamaV2Model,
         "openai": OpenAIModel,
+        "own": OwnModel,
     }
     return variants[generator]
 

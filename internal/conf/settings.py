@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from internal.conf.exllamav2 import ExLlamaV2Options
-from internal.conf.upstream import OpenAIOptions
+from internal.conf.upstream import OpenAIOptions, OwnOptions
 from internal.conf.values import MASK, Count, Duration, OptionalFile, Positive, has_port
 
 
@@ -281,7 +281,14 @@ class OpenAIModel(_Model):
     options: OpenAIOptions
 
 
-Model = Annotated[EchoModel | LlamaCppModel | ExLlamaV2Model | OpenAIModel, Field(discriminator="generator")]
+class OwnModel(_Model):
+    generator: Literal["own"]
+    options: OwnOptions = OwnOptions()
+
+
+Model = Annotated[
+    EchoModel | LlamaCppModel | ExLlamaV2Model | OpenAIModel | OwnModel, Field(discriminator="generator")
+]
 
 
 MIN_SECRET_BYTES = 32
@@ -414,6 +421,20 @@ class Settings(_Section):
                         f"{first.name} and {model.name} share {model.options.path}, which is loaded once: "
                         "only lora, template, stop and what concerns sampling may differ"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _own_upstreams_are_stored(self) -> "Settings":
+        own = [model.name for model in self.models if isinstance(model, OwnModel)]
+        if len(own) > 1:
+            raise ValueError(f"users have one upstream of their own, and one model for it: {', '.join(own)}")
+        if own and not self.storage.url.get_secret_value():
+            raise PydanticCustomError(
+                "own",
+                f"it must be set where there is the model {own[0]} (generator: own): what users set as their "
+                "upstream lives in a database",
+                {"key": "storage.url"},
+            )
         return self
 
     @model_validator(mode="after")

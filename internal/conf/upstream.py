@@ -132,6 +132,21 @@ class HealthCheck(_Section):
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/models"
 
 
+class OwnOptions(_Section):
+    """The upstreams that users have set for themselves: at most `slots` requests at a time, `user_slots` of
+    each user. `addresses`: whether these may be any, or public only. The rest is as for OpenAIOptions."""
+
+    addresses: Literal["public", "any"] = "public"
+    slots: Positive = 64
+    user_slots: Positive = 8
+    connect_timeout: Timeout = 10.0
+    first_token_timeout: Timeout = 300.0
+    token_timeout: Timeout = 120.0
+    timeout: Timeout = 900.0
+    retries: Count = 2
+    breaker: Breaker = Breaker()
+
+
 class OpenAIOptions(_Section):
     """A server, or several `nodes`, that speak OpenAI's Chat Completions.
 

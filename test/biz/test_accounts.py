@@ -797,6 +797,8 @@ def test_another_address_does_not_get_the_key_of_the_former_one() -> None:
                     "http://x/ y",
                     "http://x/\n",
                     "http://ü/",
+                    "http://x/v1?version=1",
+                    "http://x/v1#",
                 ),
                 "http://x/" + "y" * 2048,
             )

@@ -59,6 +59,7 @@ from internal.biz.models import (
     ToolCall,
     Usage,
 )
+from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.responses import Responses
 from internal.biz.scores import TokenScore
 from internal.biz.subscription import Subscription
@@ -217,6 +218,13 @@ class FakeAccounts:
             owner, key = self.api_keys[credential]
             return Caller(owner, address, is_guest=False, key_id=key.id)
         raise Unauthenticated("nobody that is known here says this")
+
+
+class PlainText:
+    """Implements Decrypts, for keys that FakeAccounts has not encrypted."""
+
+    def decrypt(self, text: str) -> str | None:
+        return text
 
 
 class FakeStorage:
@@ -589,8 +597,9 @@ class Api:
         files: Files | None = None,
         silence_s: float = PATIENCE_S,
         operator_key: str = OPERATOR_KEY,
+        own: str | None = None,
     ) -> None:
-        """The first of `models` is the engine's, and can do everything."""
+        """The first of `models` is the engine's, and can do everything; `own` asks users' upstreams."""
         self.accounts = FakeAccounts()
         self.accounts.guests = not required
         self.storage = FakeStorage()
@@ -598,10 +607,16 @@ class Api:
         self.queue = MemoryQueue(QueueLimits(), self.storage.finish)
         self.engine = Engine(self.queue, self.storage)
         features = {models[0]: frozenset(Feature)}
-        rules = ChatRules(models, features=features, owners_only=required)
-        attachments = Attachments(files)
+        rules = ChatRules(models, features=features, owners_only=required, own=own)
+        attachments, upstreams = Attachments(files), OwnUpstreams(self.accounts, PlainText())
         self.chat = Chat(
-            self.queue, self.storage, self.limiter, self.storage.finish, rules, attachments=attachments
+            self.queue,
+            self.storage,
+            self.limiter,
+            self.storage.finish,
+            rules,
+            attachments=attachments,
+            upstreams=upstreams,
         )
         self.readiness = Readiness([])
         turnstile = Turnstile(max_per_site=max_per_site)
@@ -725,6 +740,13 @@ def api_type() -> type[Api]:
 @pytest.fixture
 async def api(watched_loop: None) -> AsyncIterator[Api]:
     async with Api().serving() as api:
+        yield api
+
+
+@pytest.fixture
+async def own_api(watched_loop: None) -> AsyncIterator[Api]:
+    """Of a server whose model `other` asks the upstreams of its users."""
+    async with Api(own="other").serving() as api:
         yield api
 
 

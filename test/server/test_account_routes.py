@@ -110,6 +110,7 @@ async def test_settings_are_changed_one_by_one(api: "Api") -> None:
         "upstream_key": None,
         "max_tokens": None,
         "presets": ["m", "other"],
+        "upstream_model": None,
     }
     assert await json_of(api, "GET", "/api/config", token=token) == nothing
     changed = await json_of(api, "POST", "/api/config", {"model": "other"}, token)
@@ -164,11 +165,14 @@ async def test_an_api_key_changes_no_upstream(api: "Api", change: dict[str, obje
     assert changed == {**shown, "max_tokens": 7}
 
 
-async def test_the_description_says_that_an_upstream_is_not_used_yet(api: "Api") -> None:
-    description = await json_of(api, "GET", "/openapi.json")
+async def test_the_settings_say_which_model_asks_the_upstream(own_api: "Api") -> None:
+    token = await own_api.user()
+    assert (await json_of(own_api, "GET", "/api/config", token=token))["upstream_model"] == "other"
+    changed = await json_of(own_api, "POST", "/api/config", {"max_tokens": 5}, token)
+    assert changed["upstream_model"] == "other"
+    description = await json_of(own_api, "GET", "/openapi.json")
     fields = description["components"]["schemas"]["ConfigChange"]["properties"]
-    assert "not used yet" in fields["upstream_url"]["description"]
-    assert "not used yet" in fields["upstream_key"]["description"]
+    assert "null it is stored, and not used" in fields["upstream_url"]["description"]
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,57 @@ async def test_what_was_not_asked_for_is_as_the_user_has_set_it(api: "Api") -> N
     assert asked == [("m", 7), ("m", 2), ("m", None)]
 
 
+OWN = Preferences(model="theirs", upstream_url="https://a.example/v1")
+
+
+async def test_who_has_set_an_upstream_asks_that_when_they_name_no_model(own_api: "Api") -> None:
+    token = await own_api.user()
+    own_api.accounts.settings["user_1"] = OWN
+    async with asking(own_api, {"message": "hello"}, token) as answer:
+        run = await own_api.engine.claim("other")
+        assert (run.request.model, run.request.user) == ("other", "user_1")
+        assert "a.example" not in repr(run.request)
+        await run.say("hi")
+        await run.finish()
+        assert (await answer).status == 200
+    async with own_api.engine.answering():
+        assert (await own_api.call("POST", "/chat", {"message": "hello", "model": "m"}, token)).status == 200
+    assert [it.model for it in own_api.storage.requests] == ["other", "m"]
+
+
+async def test_an_upstream_is_not_asked_where_that_is_not_allowed(api: "Api") -> None:
+    token = await api.user()
+    api.accounts.settings["user_1"] = OWN
+    async with api.engine.answering():
+        assert (await api.call("POST", "/chat", {"message": "hello"}, token)).status == 200
+    assert [it.model for it in api.storage.requests] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "says"),
+    [
+        (Preferences(), "set upstream_url, upstream_key and model"),
+        (Preferences(model="other"), "set upstream_url, upstream_key and model"),
+        (Preferences(upstream_url="https://a.example/v1"), "set model"),
+    ],
+)
+async def test_who_has_set_no_upstream_is_told_what_to_do_before_anything_is_stored(
+    own_api: "Api", mine: Preferences, says: str
+) -> None:
+    token = await own_api.user()
+    own_api.accounts.settings["user_1"] = mine
+    for path, body in (
+        ("/chat", {"message": "hello", "model": "other"}),
+        ("/v1/responses", {"input": "hello", "model": "other"}),
+        ("/v1/batches", {"prompt": "hello", "model": "m, other"}),
+    ):
+        reply = await own_api.call("POST", path, body, token)
+        error = (await reply.json())["error"]
+        assert (reply.status, error["code"], error["param"]) == (400, "no_upstream", "model")
+        assert says in error["message"]
+    assert not own_api.storage.requests
+
+
 async def test_a_stream(api: "Api") -> None:
     token = await api.user()
     session_id = await api.begin(token)

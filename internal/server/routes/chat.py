@@ -102,8 +102,14 @@ class ChatRoutes:
             sampling=Sampling(temperature=body.temperature),
             truncation=Truncation.AUTO,
         )
-        model = body.model or (mine.model if mine.model in self._chat.models else None)
+        model = body.model or self._usual(mine)
         return Ask((Message(Role.USER, body.message),), model, settings, begins=body.session_id is None)
+
+    def _usual(self, mine: Preferences) -> str | None:
+        """The model that the user has set, here or at an upstream of their own; None: the default."""
+        if mine.upstream_url is not None and self._chat.own_model is not None:
+            return self._chat.own_model
+        return mine.model if mine.model in self._chat.models else None
 
     async def _wait(self, request: web.Request, reading: Reading, session_id: str, message: str) -> ChatReply:
         response = await self._streams.end(request, reading)

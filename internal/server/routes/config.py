@@ -48,7 +48,8 @@ class ConfigRoutes:
         ]
 
     async def show(self, call: Call[Body, Query]) -> Config:
-        return Config.of(await self._accounts.preferences(call.caller.user), self._chat.models)
+        mine = await self._accounts.preferences(call.caller.user)
+        return Config.of(mine, self._chat.models, self._chat.own_model)
 
     async def change(self, call: Call[ConfigChange, Query]) -> Config:
         before = await self._accounts.preferences(call.caller.user)
@@ -59,7 +60,7 @@ class ConfigRoutes:
         if after.upstream_url is None:  # an upstream has models of its own
             self._chat.require_model(after.model)
         await self._accounts.set_preferences(call.caller.user, after)
-        return Config.of(after, self._chat.models)
+        return Config.of(after, self._chat.models, self._chat.own_model)
 
 
 def _upstream(preferences: Preferences) -> tuple[str | None, str | None]:

@@ -26,7 +26,8 @@ class ConfigChange(Body):
         str | None,
         Field(
             max_length=MAX_URL_CHARS,
-            description="An OpenAI-compatible API to ask instead of this server. Stored, and not used yet.",
+            description="An OpenAI-compatible API of your own. The model `upstream_model` of this server "
+            "asks it for its `model`; where `upstream_model` is null it is stored, and not used.",
             examples=["https://api.example.org/v1"],
         ),
     ] = None
@@ -35,8 +36,8 @@ class ConfigChange(Body):
         Field(
             min_length=1,
             max_length=MAX_UPSTREAM_KEY_CHARS,
-            description="Write-only, stored, and not used yet. It is forgotten when `upstream_url` changes "
-            "without a new key.",
+            description="Goes to the upstream and to nobody else; shown masked. It is forgotten when "
+            "`upstream_url` changes without a new key.",
         ),
     ] = None
     max_tokens: Annotated[int | None, Field(ge=1, le=MAX_OUTPUT_TOKENS)] = None
@@ -57,22 +58,29 @@ class ConfigChange(Body):
 
 
 class Config(Answer):
-    """`presets` are the models of this server, the default one first."""
+    """`presets` are the models of this server, the default one first. With an `upstream_url` set, `model` is
+    one of that upstream's."""
 
     model: str | None
     upstream_url: str | None
     upstream_key: Annotated[str | None, Field(description="Masked.")]
     max_tokens: int | None
     presets: list[str]
+    upstream_model: Annotated[
+        str | None,
+        Field(description="The model of this server that asks your upstream; null: this server asks none."),
+    ]
 
     @classmethod
-    def of(cls, preferences: Preferences, models: tuple[str, ...]) -> Self:
+    def of(cls, preferences: Preferences, models: tuple[str, ...], own_model: str | None) -> Self:
+        """`own_model` asks upstreams of users."""
         return cls(
             model=preferences.model,
             upstream_url=preferences.upstream_url,
             upstream_key=masked(preferences.upstream_key),
             max_tokens=preferences.max_output_tokens,
             presets=list(models),
+            upstream_model=own_model,
         )
 
 
