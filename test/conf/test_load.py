@@ -368,6 +368,16 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ("auth: {access_ttl: 0}", ["auth.access_ttl", "greater than or equal to 1"]),
         ("auth: {access_ttl: 2h, refresh_ttl: 1h}", ["auth: access_ttl must not be longer"]),
         ("auth: {required: true, jwt_secret: %s}\nstorage: {url: ''}" % ("s" * 32), ["storage.url", "users"]),
+        ("models: [{name: a, generator: own}]\nstorage: {url: ''}", ["storage.url", "the model a", "users"]),
+        (
+            "models: [{name: a, generator: own}, {name: b, generator: own}]",
+            ["one upstream of their own", "a, b"],
+        ),
+        ("models: [{name: a, generator: own, options: {addresses: local}}]", ["addresses", "public", "any"]),
+        (
+            "models: [{name: a, generator: own, options: {base_url: 'http://a'}}]",
+            ["unknown key models.0.options.base_url", "addresses"],
+        ),
         ("models: []", ["models", "at least 1"]),
         ("models: [{name: a, generator: magic}]", ["models.0", "magic", "echo"]),
         ("models: [{name: a}]", ["models.0", "generator"]),

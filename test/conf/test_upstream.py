@@ -1,6 +1,7 @@
 """Settings of models elsewhere, and what is said of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,12 +12,15 @@ from cmd.wire import engines
 from cmd.wire.options import chat_rules
 from internal.biz.errors import InvalidRequest
 from internal.biz.models import Feature
+from internal.biz.own_upstreams import OwnUpstreams
+from internal.biz.preferences import Preferences
 from internal.biz.sampling import RARE_NAMES
 from internal.conf.load import ConfigError, effective, load
 from internal.conf.settings import OpenAIModel, Settings
 from internal.conf.upstream import Ability, OpenAIOptions
 from internal.generator.openai.engine import OpenAIGenerator
 from internal.generator.openai.options import OpenAIOptions as EngineOptions
+from internal.generator.own.engine import OwnGenerator
 from internal.metrics.instruments import Instruments
 
 ROOT = Path(__file__).parents[2]
@@ -180,3 +184,60 @@ def test_no_key_is_shown(read: Read) -> None:
     settings = read(nodes=nodes, api_key=KEY, headers={"X-Key": KEY})
     assert KEY not in effective(settings) + repr(settings)
     assert OpenAIOptions(base_url="http://a").api_key.get_secret_value() == ""
+
+
+# ── users' own ───────────────────────────────────────────────────────────────────────────────────
+
+
+class NoUpstreams:
+    """Implements what OwnUpstreams needs of a storage, and of a cipher."""
+
+    async def preferences(self, user_id: str) -> Preferences:
+        return Preferences()
+
+    def decrypt(self, text: str) -> str | None:
+        return None
+
+
+OWN: dict[str, Any] = {"name": "mine", "generator": "own"}
+SMALL: dict[str, Any] = {"name": "small", "generator": "llamacpp"}
+
+
+def own_settings(tmp_path: Path, **options: Any) -> Settings:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"models": [SMALL, {**OWN, "options": options}]}), encoding="utf-8")
+    return load(path, {})
+
+
+def own_engine(settings: Settings) -> OwnGenerator:
+    upstreams = OwnUpstreams(NoUpstreams(), NoUpstreams())
+    engine = engines.generator(settings.models[1], Instruments(), {}, upstreams)
+    assert isinstance(engine, OwnGenerator)
+    return engine
+
+
+def test_users_upstreams_are_public_ones_unless_it_is_said(tmp_path: Path) -> None:
+    engine = own_engine(own_settings(tmp_path))
+    assert (vars(engine)["_only_public"], engine.capabilities.slots, vars(engine)["_user_slots"]) == (
+        True,
+        64,
+        8,
+    )
+    usual = EngineOptions("", ())
+    given = vars(engine)["_options"]
+    assert replace(given, images=False, bounds=usual.bounds, is_discreet=False) == usual, (
+        "the engine and its settings have other defaults"
+    )
+    free = own_engine(own_settings(tmp_path, addresses="any", slots=3, user_slots=2, timeout="1m"))
+    assert (vars(free)["_only_public"], free.capabilities.slots, vars(free)["_user_slots"]) == (False, 3, 2)
+    assert vars(free)["_options"].timeout_s == 60.0
+
+
+def test_users_upstreams_can_what_there_are_words_for_and_find_no_titles(tmp_path: Path) -> None:
+    rules = chat_rules(own_settings(tmp_path))
+    assert rules.features["mine"] == frozenset(Feature) - {Feature.PATTERN, Feature.LOGPROBS}
+    assert (rules.own, rules.titling) == ("mine", ("small",))
+
+
+def test_without_such_a_model_nobody_s_upstream_is_asked(read: Read) -> None:
+    assert chat_rules(read(base_url="http://a")).own is None
