@@ -97,7 +97,10 @@ const EN = {
   week: "Last 7 days",
   yesterday: "Yesterday",
   you: "You",
-  errors: {},
+  // For a person who has this page, where the server speaks to a program.
+  errors: {
+    no_upstream: "Say in the settings first which upstream is yours: its address, its key and the model there.",
+  },
 };
 
 const ZH = {
@@ -210,6 +213,7 @@ const ZH = {
     interrupted: "服务器中断了，请重试。",
     invalid_credentials: "用户名或密码不正确。",
     model_not_found: "没有这个模型。",
+    no_upstream: "请先在设置中填写你的上游服务：地址、密钥和模型名称。",
     queue_full: "服务器现在很忙，请稍后再试。",
     queue_unavailable: "队列暂时不可用，请稍后再试。",
     rate_limit_exceeded: "请求太多，请稍后再试。",
@@ -218,6 +222,14 @@ const ZH = {
     too_many_in_flight: "正在进行的回答太多，请先等待其中一个完成。",
     unreachable: "无法连接服务器。",
     unsupported_file: "不支持这种文件。",
+    upstream_busy: "上游服务正忙，请稍后再试。",
+    upstream_failed: "上游服务出错了。",
+    upstream_forbidden: "不允许访问这个上游地址。",
+    upstream_interrupted: "上游的回答中断了，请重试。",
+    upstream_rate_limited: "上游服务限制了请求频率，请稍后再试。",
+    upstream_timeout: "上游服务没有及时回应。",
+    upstream_unauthorized: "上游服务不接受这个密钥。",
+    upstream_unavailable: "无法连接上游服务。",
     username_taken: "这个用户名已被使用。",
   },
 };
