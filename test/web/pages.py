@@ -118,3 +118,8 @@ class ChatPage:
     async def open_menu(self) -> None:
         """Show the chats, where there is no room for them beside the page."""
         await self.button("Menu").click()
+
+    async def open_settings(self) -> Locator:
+        """The dialog."""
+        await self.button("Settings").click()
+        return self.page.get_by_role("dialog", name="Settings")
