@@ -11,6 +11,7 @@ from aiohttp import web
 
 from cmd.wire import options
 from cmd.wire.backend import Backend, Service, backend
+from cmd.wire.markdown import rendering
 from cmd.wire.storage import Storage
 from internal.biz.accounts import Accounts
 from internal.biz.attachments import Attachments
@@ -65,6 +66,7 @@ from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
 from internal.server.routes.files import FileRoutes
+from internal.server.routes.markdown import MarkdownRoutes
 from internal.server.routes.models import ModelRoutes
 from internal.server.routes.responses import ResponseRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
@@ -171,8 +173,8 @@ def build_server(settings: conf.Settings) -> Sluice:
         allowed_origins=settings.server.allowed_origins,
         operator_key=settings.auth.operator_key.get_secret_value(),
     )
-    orders = ModelOrders(back.queue)
-    services.append(orders)
+    orders, renderer = ModelOrders(back.queue), rendering()
+    services += [orders, renderer]
     responses = Responses(chat, back.queue, storage.responses)
     batches = Batches(chat, storage.batches)
     routes = [
@@ -182,6 +184,7 @@ def build_server(settings: conf.Settings) -> Sluice:
         *ModelRoutes(chat, orders, streams).routes,
         *CompletionRoutes(chat, streams).routes,
         *ResponseRoutes(chat, responses, streams).routes,
+        *MarkdownRoutes(renderer).routes,
     ]
     if accounts is not None and database is not None:
         dialogue = Dialogue(SqlItems(database), storage.history, attachments)

@@ -251,6 +251,8 @@ def _statuses(operation: Operation) -> list[int]:
 def _security(access: Access, *, auth_required: bool) -> list[dict[str, list[str]]]:
     if access in (Access.ANYONE, Access.VISITOR):
         return []
+    if access is Access.ADMITTED and not auth_required:
+        return []
     if access is Access.CALLER and not auth_required:
         return [{"bearer": []}, {"guest": []}, {}]
     if access is Access.OPERATOR:

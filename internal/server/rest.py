@@ -34,11 +34,13 @@ PATH_PATTERNS: Mapping[str, str] = {"id": ID_PATTERN, "item_id": ID_PATTERN, "mo
 
 
 class Access(Enum):
-    """Who may call: anybody; anybody, but it matters which guest they were; a user or guest; a user; a user
-    with the token of a login, not with a key that may have leaked; an operator of the server."""
+    """Who may call: anybody; anybody, but it matters which guest they were; whoever may be a caller, and
+    becomes no guest by it; a user or guest; a user; a user with the token of a login, not with a key that
+    may have leaked; an operator of the server."""
 
     ANYONE = "anyone"
     VISITOR = "visitor"
+    ADMITTED = "admitted"
     CALLER = "caller"
     USER = "user"
     LOGIN = "login"
@@ -77,7 +79,8 @@ class Authenticator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[B, Q]):
-    """One request, checked. The `caller` of a route for anyone has an address and no name."""
+    """One request, checked. The `caller` of a route for anyone has an address and no name, and so has
+    one who was only admitted, where guests are."""
 
     request: web.Request
     caller: Caller
@@ -196,6 +199,8 @@ class Rest:
                 return Caller("", self._authenticator.address_of(request))
             case Access.VISITOR:
                 return await self._authenticator.visitor(request)
+            case Access.ADMITTED if not self._authenticator.required:
+                return Caller("", self._authenticator.address_of(request))
             case Access.CALLER:
                 return await self._authenticator.identify(request)
             case Access.OPERATOR:

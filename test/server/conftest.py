@@ -83,6 +83,7 @@ from internal.server.routes.completions import CompletionRoutes
 from internal.server.routes.config import ConfigRoutes
 from internal.server.routes.conversations import ConversationRoutes
 from internal.server.routes.files import FileRoutes
+from internal.server.routes.markdown import MarkdownRoutes
 from internal.server.routes.models import ModelRoutes
 from internal.server.routes.responses import ResponseRoutes
 from internal.server.routes.status import BESIDE, StatusRoutes
@@ -583,6 +584,20 @@ class Resident:
         self.carry_out(order_id, Order(self.told[-1]))
 
 
+class Renderer:
+    """Renders by putting brackets around it, and notes for whom."""
+
+    def __init__(self) -> None:
+        self.callers: list[str] = []
+        self.refusal: SluiceError | None = None
+
+    async def render(self, texts: Sequence[str], caller: str) -> Sequence[str]:
+        self.callers.append(caller)
+        if self.refusal is not None:
+            raise self.refusal
+        return [f"[{text}]" for text in texts]
+
+
 class Api:
     """The application, and everything that stands behind it."""
 
@@ -626,6 +641,7 @@ class Api:
         self.orders = ModelOrders(self.queue)
         self.resident = Resident()
         self.queue.attend(models[0], self.resident)
+        self.renderer = Renderer()
         self.operator_key = operator_key
         self.identity = Identity(
             self.accounts, Proxies([]), required=required, allowed_origins=[], operator_key=operator_key
@@ -646,6 +662,7 @@ class Api:
             StatusRoutes(self.chat, self.readiness),
             ModelRoutes(self.chat, self.orders, self.streams),
             CompletionRoutes(self.chat, self.streams),
+            MarkdownRoutes(self.renderer),
         )
         routes = [route for group in groups for route in group.routes]
         if files is not None:

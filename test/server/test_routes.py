@@ -40,6 +40,7 @@ GOOD: dict[str, Any] = {
     "GET /api/config": None,
     "POST /api/config": {"model": "other"},
     "GET /api/health": None,
+    "POST /api/markdown": {"texts": ["*hello*"]},
     "GET /v1/models": None,
     "GET /v1/models/{model}": None,
     "POST /v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},

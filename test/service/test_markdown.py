@@ -45,7 +45,14 @@ class Seen(HTMLParser):
     def handle_comment(self, data: str) -> None:
         self.odd.append(data)
 
-    handle_decl = handle_pi = unknown_decl = handle_comment
+    def handle_decl(self, decl: str) -> None:
+        self.odd.append(decl)
+
+    def handle_pi(self, data: str) -> None:
+        self.odd.append(data)
+
+    def unknown_decl(self, data: str) -> None:
+        self.odd.append(data)
 
 
 PLAIN = "p br hr h1 h2 h3 h4 h5 h6 blockquote em strong s table thead tbody tr"
