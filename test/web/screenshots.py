@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).with_name("screenshots")
 
+TOKENS_PER_S = 80
 QUESTION = "What is a sluice?"
 ANSWER = """\
 A **sluice** is a channel whose flow is controlled by a gate.
@@ -51,7 +52,9 @@ def a_browser_is_there() -> None:
 
 
 async def draw(page: Page, name: str) -> None:
+    """All of it is rendered, and stands still."""
     FOLDER.mkdir(exist_ok=True)
+    await expect(page.locator(".growing, .running")).to_have_count(0)
     await page.screenshot(path=FOLDER / f"{name}.png", animations="disabled", caret="hide")
 
 
@@ -59,7 +62,8 @@ async def ask(page: Page, upstream: Upstream) -> None:
     """A question, and the whole of its answer."""
     chat = ChatPage(page)
     await chat.send(QUESTION)
-    await upstream.answer(ANSWER)
+    await upstream.stream(ANSWER, TOKENS_PER_S)
+    await upstream.finish()
     await expect(chat.answer(1)).to_contain_text("return 0.6")
 
 
@@ -86,8 +90,11 @@ async def test_side_by_side(server: "Server", upstream: Upstream, visit: "Visit"
     chat = ChatPage(visitor.page)
     await chat.choose("scripted", "other")
     await chat.send(QUESTION)
-    await (await upstream.asked("scripted")).answer(ANSWER)
-    await (await upstream.asked("other")).answer(OTHER_ANSWER)
+    first, second = [await upstream.asked(model) for model in ("scripted", "other")]
+    await first.stream(ANSWER, TOKENS_PER_S)
+    await second.stream(OTHER_ANSWER, TOKENS_PER_S)
+    await first.finish()
+    await second.finish()
     await expect(chat.answers).to_have_count(2)
     await expect(chat.answer(1)).to_contain_text("return 0.6")
     await expect(chat.answer(2)).to_contain_text("plenty of it")
