@@ -98,6 +98,7 @@ class Database:
         """Those of the transaction at hand."""
         self._news = asyncio.Event()
         self._closed = False
+        self._disconnected = False
         self._is_busy = False
         self._complained_at = float("-inf")
 
@@ -159,7 +160,8 @@ class Database:
             unit.refuse(error)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. Who asks from then on is told that the server is stopping."""
+        self._disconnected = True
         self._pulse.close()
         if self._probing is not None:
             self._probing.cancel()
@@ -269,6 +271,8 @@ class Database:
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
         """Whatever keeps us from the database becomes Unavailable; what is wrong with a statement stays."""
+        if self._disconnected:
+            raise _stopping()
         try:
             yield
         except Exception as error:

@@ -221,6 +221,17 @@ async def test_who_waits_when_it_stops_is_told(watched_loop: None, empty_url: st
     await database.close()
 
 
+async def test_who_asks_after_the_end_is_told(watched_loop: None, empty_url: str) -> None:
+    """A request may still be on its way when the server has stopped what it stands on."""
+    database = Database(empty_url)
+    await create_tables(database)
+    await database.close()
+    for asking in (database.read(select(pets)), database.change(delete(pets))):
+        with pytest.raises(Unavailable) as error:
+            await asking
+        assert error.value.code == "restarting"
+
+
 async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
     def fail(connection: Connection) -> None:
         connection.execute(insert(pets), {"id": "Rex", "name": "Rex"})
