@@ -258,7 +258,7 @@ def _application(
         Rest(routes, identity, limiter, max_bytes),
         OpenApi([*routes, *BESIDE], auth_required=settings.auth.required),
         Docs(),
-        Page(),
+        Page(max_bytes),
     ]
     app_options = AppOptions(settings.server.allowed_origins, settings.server.http.timeout)
     return App(chat, websockets, identity, readiness, instruments, app_options, groups).build()

@@ -47,9 +47,12 @@ class _File:
 
 
 class Page:
-    """Implements RouteGroup. Reads the files when it is made."""
+    """Implements RouteGroup. Reads the files when it is made.
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    `max_message_bytes` is told to the page: a WebSocket that is sent more may break without a word of why.
+    """
+
+    def __init__(self, max_message_bytes: int, folder: Path = FOLDER) -> None:
         found = {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
@@ -58,7 +61,9 @@ class Page:
         self.version = _hash(found)
         modules = "\n".join(_PRELOAD % name for name in found if name.endswith(".js"))
         page = found.pop("index.html").decode().replace("{modules}", modules)
+        page = page.replace("{max_message_bytes}", str(max_message_bytes))
         self._page = _File.of("index.html", page.replace("{version}", self.version).encode())
+        self._tag = f'"{self.version}-{max_message_bytes}"'
         self._files = {name: _File.of(name, content) for name, content in found.items()}
 
     def register(self, app: web.Application) -> None:
@@ -69,9 +74,8 @@ class Page:
 
     async def page(self, request: web.Request) -> web.Response:
         """Asked for again each time, as it names the version of the rest."""
-        tag = f'"{self.version}"'
-        headers = {**_HEADERS, "Cache-Control": "no-cache", "ETag": tag}
-        if tag in request.headers.get("If-None-Match", ""):
+        headers = {**_HEADERS, "Cache-Control": "no-cache", "ETag": self._tag}
+        if self._tag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers=headers)
         return _sent(request, self._page, headers)
 

@@ -12,13 +12,14 @@ from aiohttp.test_utils import TestClient, TestServer
 from internal.server.page import FOLDER, Page
 
 Client = TestClient[web.Request, web.Application]
+MAX_BYTES = 65536
 PLAIN = {"Accept-Encoding": "identity"}
 
 
 @pytest.fixture
 async def client(watched_loop: None) -> AsyncIterator[Client]:
     app = web.Application()
-    Page().register(app)
+    Page(MAX_BYTES).register(app)
     async with TestClient(TestServer(app)) as client:
         yield client
 
@@ -69,6 +70,18 @@ async def test_a_browser_asks_again_for_the_page_and_keeps_the_rest(client: Clie
         assert "immutable" in (await client.get(address)).headers["Cache-Control"]
 
 
+async def test_the_page_knows_how_long_a_message_may_be_and_is_another_one_with_another_limit(
+    client: Client,
+) -> None:
+    page = await client.get("/")
+    assert '<meta name="max-message-bytes" content="65536">' in await page.text()
+    app = web.Application()
+    Page(MAX_BYTES + 1).register(app)
+    async with TestClient(TestServer(app)) as other:
+        again = await other.get("/", headers={"If-None-Match": page.headers["ETag"]})
+        assert again.status == 200
+
+
 async def test_who_takes_it_gets_it_compressed(client: Client) -> None:
     for address in await loaded(client):
         plain = await client.get(address, headers=PLAIN)
@@ -80,14 +93,14 @@ async def test_who_takes_it_gets_it_compressed(client: Client) -> None:
 async def test_another_file_is_another_version(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<html>{version}{modules}</html>")
     (tmp_path / "a.js").write_text("1")
-    before = Page(tmp_path).version
-    assert Page(tmp_path).version == before
+    before = Page(MAX_BYTES, tmp_path).version
+    assert Page(MAX_BYTES, tmp_path).version == before
     (tmp_path / "a.js").write_text("2")
-    assert Page(tmp_path).version != before
+    assert Page(MAX_BYTES, tmp_path).version != before
 
 
 async def test_what_is_no_file_of_the_page_is_not_found(client: Client) -> None:
-    version = Page().version
+    version = Page(MAX_BYTES).version
     for name in ("nothing.js", "../page.py", "%2e%2e/page.py", "index.html", ""):
         assert (await client.get(f"/static/{version}/{name}")).status == 404
     assert (await client.get("/static/0000000000000000/app.js")).status == 404

@@ -1,5 +1,6 @@
 /** The WebSocket to the server, made again whenever it breaks. Knows frames, not what they say. */
 
+import { ApiError } from "./api.js";
 import { SignInNeeded } from "./identity.js";
 
 const DELAYS_MS = [200, 500, 1000, 2000, 4000];
@@ -10,6 +11,9 @@ const SLEPT_MS = 20_000;
 
 const UNAUTHENTICATED = 4401;
 const FORBIDDEN = 4403;
+
+/** The server ends a connection over which more comes in one message, and the reason may be lost on the way. */
+const MAX_BYTES = Number(document.querySelector('meta[name="max-message-bytes"]').content);
 
 /**
  * Tells with events: `open`, `close`, and `message` with the object that came as `detail`.
@@ -41,10 +45,14 @@ export class Link extends EventTarget {
     return this.#socket?.readyState === WebSocket.OPEN;
   }
 
-  /** Whether it went: where there is no connection nothing is kept. */
+  /** Whether it went: where there is no connection nothing is kept. Throws ApiError for what the server never takes. */
   send(message) {
     if (!this.isOpen) return false;
-    this.#socket.send(JSON.stringify(message));
+    const frame = JSON.stringify(message);
+    if (new TextEncoder().encode(frame).length > MAX_BYTES) {
+      throw new ApiError("the message is too long: shorten it, or attach it as a file", { code: "message_too_long" });
+    }
+    this.#socket.send(frame);
     return true;
   }
 

@@ -212,6 +212,7 @@ const ZH = {
     internal_error: "服务器内部错误。",
     interrupted: "服务器中断了，请重试。",
     invalid_credentials: "用户名或密码不正确。",
+    message_too_long: "消息太长。请缩短，或作为文件添加。",
     model_not_found: "没有这个模型。",
     no_upstream: "请先在设置中填写你的上游服务：地址、密钥和模型名称。",
     queue_full: "服务器现在很忙，请稍后再试。",
