@@ -307,6 +307,7 @@ class App {
   }
 
   #key(event) {
+    if (event.isComposing) return; // it is the input method's
     const withControl = event.ctrlKey || event.metaKey;
     if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open], :popover-open")) {
       if (this.element.classList.contains("menu-open")) this.#toggleMenu(false);

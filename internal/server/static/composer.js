@@ -111,6 +111,7 @@ export class Composer {
 
   #key(event) {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || this.#isComposing) return;
+    if (event.keyCode === 229) return; // in Safari the input method's, at the end of a composition
     event.preventDefault();
     this.#submit();
   }
