@@ -69,6 +69,7 @@ class App {
       actions: {
         ask: (turn) => this.#tried(() => this.#ask(turn)),
         fail: (error) => this.fail(error),
+        retry: (message) => this.#retry(message),
         isConnected: () => this.#link.isOpen,
         putBack: ({ text }) => (this.composer.draft = { ...this.composer.draft, text }),
       },
@@ -216,12 +217,22 @@ class App {
   }
 
   #ask({ input, text, files = [], replaces = null, models = null }) {
-    const names = models ?? this.models.chosen;
-    const fields = { model: names.length === 1 ? names[0] : names, input, ...settingFields() };
+    const fields = { ...this.#whom(models ?? this.models.chosen), input, ...settingFields() };
     if (replaces !== null) fields.replaces = replaces;
     const { id, place } = this.#shown;
     this.#outbox.add({ conversation: id, place, fields, text, files });
     this.thread.toEnd();
+  }
+
+  /** Without a name, when none are known yet, the server's first model answers. */
+  #whom(names) {
+    return names.length === 0 ? {} : { model: names.length === 1 ? names[0] : names };
+  }
+
+  #retry(message) {
+    // Whom it was for may be gone for good: then it is for those that are chosen now.
+    if (message.error.code === "model_not_found") Object.assign(message.fields, this.#whom(this.models.chosen));
+    this.#outbox.retry(message);
   }
 
   #begun({ place, conversation: id }) {
@@ -281,7 +292,7 @@ class App {
       // What others have done meanwhile.
       this.#shown.refresh().catch(() => {});
       this.#list();
-      if (!this.models.chosen.length) this.models.load().catch(() => {});
+      this.models.load().catch(() => {});
     } else {
       this.#sayConnection(null);
     }

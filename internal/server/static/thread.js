@@ -124,7 +124,7 @@ export class Thread {
       "div",
       { class: "problem", role: "alert" },
       el("p", { text: sayError(message.error) }),
-      button(say("retry"), () => this.#outbox.retry(message)),
+      button(say("retry"), () => this.#actions.retry(message)),
       button(say("discard"), () => {
         this.#outbox.remove(message);
         this.#actions.putBack(message);
