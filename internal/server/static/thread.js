@@ -27,7 +27,7 @@ export class Thread {
     this.#outbox = outbox;
     this.#renderer = renderer;
     this.#api = api;
-    this.#actions = actions;
+    this.#actions = { ...actions, switched: (key, isBack) => this.#views.get(key)?.focusVariants(isBack) };
     this.element = el("main", { class: "thread", tabindex: "-1" }, this.#older, this.#note, this.#empty, this.#list);
     this.element.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     // What is far away is not rendered until somebody comes near.
@@ -289,12 +289,22 @@ class GroupView {
     this.#variants.hidden = variants.length < 2;
     if (variants.length < 2) return;
     const at = variants.findIndex((it) => it.key === this.#group.key);
-    const go = (to) => () => this.#tried(this.#conversation.switchTo(variants[to]));
+    const go = (to) => async () => {
+      await this.#tried(this.#conversation.switchTo(variants[to]));
+      this.#actions.switched(variants[to].key, to < at);
+    };
     this.#variants.replaceChildren(
       iconButton("back", say("previousVariant"), go(at - 1), { disabled: isBusy || at === 0 }),
       el("span", { text: say("variant", { number: at + 1, count: variants.length }) }),
       iconButton("next", say("nextVariant"), go(at + 1), { disabled: isBusy || at === variants.length - 1 }),
     );
+  }
+
+  /** Whoever came from another version by its arrows is at these now. */
+  focusVariants(isBack) {
+    const [back, next] = this.#variants.querySelectorAll("button");
+    const [first, second] = isBack ? [back, next] : [next, back];
+    (first.disabled ? second : first).focus();
   }
 
   async #tried(promise) {
