@@ -38,15 +38,51 @@ class ChatPage:
         """The last one of a model."""
         return self.page.get_by_role("article", name=f"Answer of {model}", exact=True).last
 
+    def who_answered(self, number: int) -> Locator:
+        """The name of the model."""
+        return self.answer(number).locator(".who")
+
+    def facts_of(self, number: int) -> Locator:
+        """How long an answer was, and how fast."""
+        return self.answer(number).locator(".facts")
+
+    def status_of(self, number: int) -> Locator:
+        """What an answer waits for, or how it ended."""
+        return self.answer(number).get_by_role("status", include_hidden=True)
+
+    @property
+    def version(self) -> Locator:
+        """Which of how many is shown, where there are several versions of a turn."""
+        return self.page.locator(".variants:visible > span")
+
+    @property
+    def edited(self) -> Locator:
+        """A message that is being said otherwise."""
+        return self.page.get_by_role("textbox", name="Edit the message")
+
     @property
     def thinking(self) -> Locator:
         """The fold with the thoughts of the last answer."""
         return self.answer(-1).locator("details")
 
     @property
+    def thoughts_line(self) -> Locator:
+        """What is left of it when it is closed."""
+        return self.thinking.locator("summary")
+
+    @property
+    def thoughts(self) -> Locator:
+        return self.thinking.locator(".thoughts")
+
+    @property
     def waiting(self) -> Locator:
         """Messages that the server has not taken yet."""
         return self.page.locator(".turn.waiting")
+
+    @property
+    def refusal(self) -> Locator:
+        """Why the server did not take a message."""
+        return self.waiting.get_by_role("alert").get_by_role("paragraph")
 
     @property
     def chats(self) -> Locator:
@@ -90,6 +126,34 @@ class ChatPage:
 
     async def stop(self) -> None:
         await self.button("Stop").click()
+
+    async def edit(self, number: int, text: str) -> None:
+        """Say something else in the place of a message, and send it."""
+        question = self.questions.nth(number - 1)
+        await question.hover()
+        await question.get_by_role("button", name="Edit the message").click()
+        await self.edited.fill(text)
+        await self.page.keyboard.press("Enter")
+
+    def setting(self, name: str) -> Locator:
+        return self.page.get_by_role("dialog", name="Settings").get_by_label(name, exact=True)
+
+    async def set(self, temperature: str, longest: str, system: str) -> None:
+        """Say how models are to answer from now on."""
+        await self.button("Settings").click()
+        await self.setting("Temperature").fill(temperature)
+        await self.setting("Longest answer, in tokens").fill(longest)
+        await self.setting("System prompt").fill(system)
+        await self.button("Save").click()
+        await expect(self.page.get_by_role("dialog")).to_have_count(0)
+
+    async def tab_to(self, target: Locator, *, backwards: bool = False) -> None:
+        """By the keyboard alone."""
+        for _ in range(50):
+            if await target.evaluate("(element) => element === document.activeElement"):
+                return
+            await self.page.keyboard.press("Shift+Tab" if backwards else "Tab")
+        raise AssertionError("it cannot be reached by the keyboard")
 
     async def new_chat(self) -> None:
         await self.page.get_by_role("link", name="New chat").click()
