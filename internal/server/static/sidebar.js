@@ -7,6 +7,7 @@ import { LANGUAGE, say } from "./words.js";
 const PAGE = 50;
 const TYPING_MS = 250;
 const MAX_TITLE = 50;
+const MAX_TITLES = 1000;
 const DAY_MS = 86_400_000;
 
 /** `actions`: {open(id), begin(), deleted(id), fail(error), isRunning(id)}. */
@@ -17,6 +18,11 @@ export class Sidebar {
   #cursor = null;
   #current = null;
   #asked = 0;
+  #rows = new Map();
+  /** Of all chats that were seen: also of one that a search has not found. */
+  #titles = new Map();
+  #layout = "";
+  #close;
   #search = el("input", { type: "search", placeholder: say("searchHint"), "aria-label": say("search") });
   #list = el("nav", { class: "chats", "aria-label": say("chats") });
   #end = el("div", { class: "sentinel" });
@@ -24,11 +30,12 @@ export class Sidebar {
   constructor({ api, account, actions }) {
     this.#api = api;
     this.#actions = actions;
+    this.#close = iconButton("close", say("closeMenu"), () => actions.closeMenu(), { class: "narrow-only" });
     const begin = el("a", { href: "/", class: "button begin", on: { click: (event) => follow(event, () => actions.begin()) } }, icon("plus"), say("newChat"));
     this.element = el(
       "aside",
       { class: "sidebar", id: "sidebar" },
-      el("div", { class: "brand" }, el("span", { class: "name", text: "Sluice" }), iconButton("close", say("closeMenu"), () => actions.closeMenu(), { class: "narrow-only" })),
+      el("div", { class: "brand" }, el("span", { class: "name", text: "Sluice" }), this.#close),
       begin,
       el("div", { class: "search" }, icon("search"), this.#search),
       this.#list,
@@ -39,7 +46,13 @@ export class Sidebar {
       clearTimeout(timer);
       timer = setTimeout(() => this.load(), TYPING_MS);
     });
+    // Escape empties the field, and stops no answer then.
+    this.#search.addEventListener("keydown", (event) => event.key === "Escape" && this.#search.value && event.stopPropagation());
     new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.#cursor && this.#more(), { root: this.#list }).observe(this.#end);
+  }
+
+  focus() {
+    this.#close.focus();
   }
 
   focusSearch() {
@@ -53,7 +66,7 @@ export class Sidebar {
   }
 
   titleOf(id) {
-    return this.#found.find((it) => it.session_id === id)?.title ?? null;
+    return this.#titles.get(id) ?? null;
   }
 
   /** The newest. What cannot be read leaves what is shown. */
@@ -99,22 +112,40 @@ export class Sidebar {
       const day = dayOf(new Date(chat.updated_at));
       if (!days.has(day)) days.set(day, []);
       days.get(day).push(chat);
+      this.#remember(chat);
+      this.#row(chat).show(chat, chat.session_id === this.#current, this.#actions.isRunning(chat.session_id));
     }
-    const parts = [...days].map(([day, chats]) => el("section", {}, el("h2", { text: day }), el("ul", {}, chats.map((chat) => this.#row(chat)))));
-    const nothing = el("p", { class: "hint", text: say(this.#search.value ? "noneFound" : "noChats") });
-    const active = this.#list.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    const { scrollTop } = this.#list;
-    this.#list.replaceChildren(...(parts.length ? parts : [nothing]), this.#end);
-    this.#list.scrollTop = scrollTop;
-    if (active) this.#list.querySelector(`[data-key="${active}"]`)?.focus();
+    this.#arrange(days);
   }
 
-  #row(chat) {
-    const { session_id: id } = chat;
-    const title = chat.title || say("untitled");
-    const link = el("a", { href: `/c/${id}`, title, "data-key": id, "aria-current": id === this.#current ? "page" : null, on: { click: (event) => follow(event, () => this.#actions.open(id)) } }, el("span", { class: "ellipsis", text: title }));
-    const more = iconButton("more", say("more", { title }), () => this.#menu(more, chat), { "aria-haspopup": "menu", "aria-expanded": "false", "data-key": `more-${id}` });
-    return el("li", { class: this.#actions.isRunning(id) ? "running" : "" }, link, more);
+  /** Rows stay where they are as long as they can: with one goes its menu, and the place of the keyboard. */
+  #arrange(days) {
+    const nothing = say(this.#search.value ? "noneFound" : "noChats");
+    const layout = JSON.stringify([nothing, ...[...days].map(([day, chats]) => [day, ...chats.map((chat) => chat.session_id)])]);
+    if (layout === this.#layout) return;
+    const menu = this.#list.querySelector(":popover-open");
+    if (menu !== null) return menu.addEventListener("toggle", () => this.show(), { once: true });
+    this.#layout = layout;
+    const active = this.#list.contains(document.activeElement) ? document.activeElement : null;
+    const { scrollTop } = this.#list;
+    const parts = [...days].map(([day, chats]) => el("section", {}, el("h2", { text: day }), el("ul", {}, chats.map((chat) => this.#row(chat).element))));
+    this.#list.replaceChildren(...(parts.length ? parts : [el("p", { class: "hint", text: nothing })]), this.#end);
+    this.#list.scrollTop = scrollTop;
+    active?.focus();
+    for (const [id, row] of this.#rows) if (!row.element.isConnected) this.#rows.delete(id);
+  }
+
+  #row({ session_id: id }) {
+    if (!this.#rows.has(id)) {
+      this.#rows.set(id, new Row(id, { open: () => this.#actions.open(id), menu: (anchor, chat) => this.#menu(anchor, chat) }));
+    }
+    return this.#rows.get(id);
+  }
+
+  #remember({ session_id: id, title }) {
+    this.#titles.delete(id);
+    this.#titles.set(id, title);
+    if (this.#titles.size > MAX_TITLES) this.#titles.delete(this.#titles.keys().next().value);
   }
 
   #menu(anchor, chat) {
@@ -158,6 +189,33 @@ export class Sidebar {
       this.#actions.fail(error);
       return false;
     }
+  }
+}
+
+/** One chat in the list. `actions`: {open, menu(anchor, chat)}. */
+class Row {
+  #chat;
+  #name = el("span", { class: "ellipsis" });
+  #link;
+  #more;
+
+  constructor(id, actions) {
+    this.#link = el("a", { href: `/c/${id}`, on: { click: (event) => follow(event, actions.open) } }, this.#name);
+    this.#more = iconButton("more", "", () => actions.menu(this.#more, this.#chat), { "aria-haspopup": "menu", "aria-expanded": "false" });
+    this.element = el("li", {}, this.#link, this.#more);
+  }
+
+  show(chat, isCurrent, isRunning) {
+    this.#chat = chat;
+    const title = chat.title || say("untitled");
+    const more = say("more", { title });
+    if (this.#name.textContent !== title) this.#name.textContent = title;
+    this.#link.title = title;
+    this.#more.title = more;
+    this.#more.setAttribute("aria-label", more);
+    if (isCurrent) this.#link.setAttribute("aria-current", "page");
+    else this.#link.removeAttribute("aria-current");
+    this.element.classList.toggle("running", isRunning);
   }
 }
 
