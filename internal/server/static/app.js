@@ -17,8 +17,11 @@ import { Thread } from "./thread.js";
 import { say, sayError } from "./words.js";
 
 const MAX_OPEN = 20;
+const MAX_TITLE = 50;
 const TOAST_MS = 6000;
 const CONNECTED_MS = 2500;
+/** As in style.css: there the menu lies over the page. */
+const NARROW = matchMedia("(max-width: 56rem)");
 /** A title is found by a model, after the first answer. */
 const TITLE_MS = [1500, 5000, 15_000];
 
@@ -34,6 +37,8 @@ class App {
   /** Messages of which another model may still begin to answer. */
   #joining = new Map();
   #shown = null;
+  /** The new chat: it stays the same, with what is being written there, until something is sent in it. */
+  #unbegun = null;
   #wasConnected = false;
   #spoken = el("div", { class: "off-screen", role: "status", "aria-live": "polite" });
   #toasts = el("div", { class: "toasts", role: "alert" });
@@ -56,7 +61,10 @@ class App {
         open: (id) => this.go(id),
         begin: () => this.go(null),
         deleted: (id) => this.#deleted(id),
-        changed: () => this.#tell({ kind: "list" }),
+        changed: () => {
+          this.#update();
+          this.#tell({ kind: "list" });
+        },
         closeMenu: () => this.#toggleMenu(false),
         fail: (error) => this.fail(error),
         isRunning: isBusy,
@@ -155,12 +163,14 @@ class App {
   }
 
   #conversation(id) {
+    if (id === null && this.#unbegun?.id === null) return this.#unbegun;
     let conversation = this.#open.get(id);
     if (conversation !== undefined) return conversation;
     conversation = new Conversation(this.#api, this.#responses, id, id === null ? this.#outbox.unbegun : undefined);
     conversation.addEventListener("change", () => this.#changed(conversation));
     conversation.addEventListener("end", ({ detail }) => this.#ended(conversation, detail.answer));
-    if (id !== null) this.#keepOpen(conversation);
+    if (id === null) this.#unbegun = conversation;
+    else this.#keepOpen(conversation);
     return conversation;
   }
 
@@ -193,7 +203,8 @@ class App {
 
   #update() {
     this.composer.isBusy = this.#shown.isBusy;
-    const title = this.sidebar.titleOf(this.#shown.id) || say("untitled");
+    // One that is far down the list has not been read yet.
+    const title = this.sidebar.titleOf(this.#shown.id) || this.#shown.opening.slice(0, MAX_TITLE) || say("untitled");
     this.#title.textContent = title;
     document.title = this.#shown.id === null ? "Sluice" : `${title} – Sluice`;
   }
@@ -236,9 +247,13 @@ class App {
   }
 
   #begun({ place, conversation: id }) {
-    if (this.#shown.place !== place) return;
-    this.#shown.id = id;
-    this.#keepOpen(this.#shown);
+    const conversation = this.#unbegun;
+    if (conversation?.place !== place) return;
+    conversation.id = id;
+    this.#keepOpen(conversation);
+    if (this.#drafts.has(place)) this.#drafts.set(id, this.#drafts.get(place));
+    this.#drafts.delete(place);
+    if (conversation !== this.#shown) return;
     history.replaceState(null, "", `/c/${id}`);
     this.sidebar.current = id;
     this.thread.update();
@@ -249,8 +264,7 @@ class App {
     const conversation = this.#conversation(message.conversation);
     this.#joining.set(message.id, message);
     if (this.#joining.size > MAX_OPEN) this.#joining.delete(this.#joining.keys().next().value);
-    if (answer !== null && conversation.isLoaded) conversation.join(answer, message);
-    else this.#tried(() => conversation.refresh());
+    this.#tried(() => conversation.join(answer, message));
     this.#tell({ kind: "turn", conversation: message.conversation });
     this.#list();
   }
@@ -260,8 +274,7 @@ class App {
     const message = this.#joining.get(id);
     if (message === undefined) return;
     const conversation = this.#conversation(message.conversation);
-    if (answer !== null) conversation.join(answer, message);
-    else this.#tried(() => conversation.refresh());
+    this.#tried(() => conversation.join(answer, message));
   }
 
   #stop() {
@@ -312,9 +325,15 @@ class App {
 
   // ── the page ───────────────────────────────────────────────────────────────────────────────────
 
-  #toggleMenu(isOpen) {
+  /** Where there is room for it the menu is always open. */
+  #toggleMenu(isWanted) {
+    const isOpen = isWanted && NARROW.matches;
+    if (isOpen === this.element.classList.contains("menu-open")) return;
+    const hadFocus = this.sidebar.element.contains(document.activeElement);
     this.element.classList.toggle("menu-open", isOpen);
     this.#menu.setAttribute("aria-expanded", String(isOpen));
+    if (isOpen) this.sidebar.focus();
+    else if (hadFocus) this.#menu.focus();
   }
 
   #key(event) {

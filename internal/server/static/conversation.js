@@ -4,7 +4,6 @@
  */
 
 import { randomId } from "./dom.js";
-import { Answer } from "./responses.js";
 
 const PAGE = 30;
 const NEWEST = 10;
@@ -137,14 +136,16 @@ export class Conversation extends EventTarget {
       known.input = found.input;
       if (known.isRunning && found.response) known.answer.load(found.response);
     } else {
-      this.#add(new Turn(found, found.response ? new Answer(found.response) : null));
+      this.#add(new Turn(found, found.response ? this.#responses.of(found.response) : null));
     }
     const { id, first_token_at: firstAt, ended_at: endedAt } = found;
     if (firstAt && endedAt) this.#turns.get(id).answer?.timed(firstAt * 1000, endedAt * 1000);
   }
 
-  /** An answer that the server has begun to what was asked here, in `message`. */
-  join(answer, message) {
+  /** What was asked here, in `message`, has got an answer that begins; null: it is known to the server only. Throws ApiError. */
+  async join(answer, message) {
+    if (answer === null) return this.refresh();
+    if (!this.isLoaded) await this.load();
     if (this.#turns.has(answer.id)) return;
     const { input, replaces } = message.fields;
     const beside = replaces && this.#turns.get(replaces);
@@ -190,6 +191,12 @@ export class Conversation extends EventTarget {
       group.variants = family.filter((it) => it === group || (it.isAside && !it.hasFailed));
     }
     return shown;
+  }
+
+  /** What it began with, as far as that is known. */
+  get opening() {
+    const first = this.hasOlder ? undefined : this.groups[0];
+    return first === undefined ? "" : textOf(first.input);
   }
 
   #grouped() {

@@ -168,6 +168,11 @@ export class Responses extends EventTarget {
     return this.#link.send({ type: "response.create", stream_id: lane, include: ["queue"], background: true, ...fields });
   }
 
+  /** The answer that a response object tells of: the one that is followed, where it is. */
+  of(response) {
+    return this.#running.get(response.id) ?? new Answer(response);
+  }
+
   async stop(answer) {
     if (this.#link.send({ type: "response.cancel", response_id: answer.id })) return;
     await this.#api.call("POST", `/v1/responses/${answer.id}/cancel`);
