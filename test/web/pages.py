@@ -89,6 +89,30 @@ class ChatPage:
         return self.page.get_by_role("navigation", name="Chats").get_by_role("link")
 
     @property
+    def running_chats(self) -> Locator:
+        """Those with a sign that they are being answered."""
+        return self.page.get_by_role("navigation", name="Chats").locator(".running").get_by_role("link")
+
+    @property
+    def days(self) -> Locator:
+        """What stands over the chats of a time."""
+        return self.page.get_by_role("navigation", name="Chats").get_by_role("heading")
+
+    @property
+    def nothing_listed(self) -> Locator:
+        """Said where there are no chats."""
+        return self.page.get_by_role("navigation", name="Chats").get_by_role("paragraph")
+
+    @property
+    def search(self) -> Locator:
+        return self.page.get_by_role("searchbox", name="Search chats")
+
+    @property
+    def title(self) -> Locator:
+        """The name of the chat that is shown."""
+        return self.page.get_by_role("banner").get_by_role("heading")
+
+    @property
     def model(self) -> Locator:
         """Says who is asked, and opens the list of who can be."""
         return self.button("Choose a model", exact=False)

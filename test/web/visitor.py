@@ -13,6 +13,7 @@ from playwright.async_api import (
     Dialog,
     Error,
     Page,
+    Route,
     ViewportSize,
     WebError,
 )
@@ -37,6 +38,26 @@ class Site(Protocol):
     """Where the page is: a server."""
 
     def http(self, path: str = "") -> str: ...
+
+
+class Gate:
+    """A request stands before it until it is opened."""
+
+    def __init__(self) -> None:
+        self._is_reached = asyncio.Event()
+        self._is_open = asyncio.Event()
+
+    async def pass_one(self, route: Route) -> None:
+        self._is_reached.set()
+        await self._is_open.wait()
+        await route.continue_()
+
+    async def reached(self) -> None:
+        async with asyncio.timeout(PATIENCE_MS / 1000):
+            await self._is_reached.wait()
+
+    def open(self) -> None:
+        self._is_open.set()
 
 
 class Visitor:
@@ -100,6 +121,12 @@ class Visitor:
         """Nothing can be reached from now on. Sockets stay open, and silent: what is said on them arrives
         when the network is found again."""
         await self.context.set_offline(True)
+
+    async def hold(self, pattern: str) -> "Gate":
+        """Keep what is asked for next, at an address of this pattern, from the server."""
+        gate = Gate()
+        await self.context.route(pattern, gate.pass_one, times=1)
+        return gate
 
     async def find_network(self) -> None:
         await self.context.set_offline(False)
