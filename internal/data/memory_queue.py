@@ -315,8 +315,12 @@ class MemoryQueue:
                 param="starting_after",
             )
         if queue_updates and entry.consumer is None and not entry.ended:
-            watched = self._line(entry.request.model).watched
-            watched[response_id] = self._position(entry)
+            # What this follower hears first. Where that is not true any more they are told soon.
+            queued = entry.events[0]
+            assert isinstance(queued, ResponseQueued)
+            self._line(entry.request.model).watched[response_id] = queued.position
+            if queued.position != self._position(entry):
+                self._tell_positions()
         return entry.attach(after, follower, queue_updates=queue_updates)
 
     def _require(self, response_id: str) -> _Entry:

@@ -1096,6 +1096,24 @@ async def test_who_asked_is_told_when_its_place_changes(
     assert rests.updates == []
 
 
+@pytest.mark.cluster
+async def test_who_comes_later_is_told_the_place_at_hand(
+    queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
+) -> None:
+    requests = [make_request() for _ in range(4)]
+    for request in requests:
+        await queue.publish(request)
+    first, later = make_reader(), make_reader()
+    await queue.follow(requests[3].response_id, -1, first, queue_updates=True)
+    await claim(queue)
+    while not first.updates or first.updates[-1].position != 2:
+        await first.news()
+    await queue.follow(requests[3].response_id, -1, later, queue_updates=True)
+    while not later.updates:
+        await later.news()
+    assert [update.position for update in later.updates] == [2]
+
+
 async def test_a_cancelled_request_moves_the_others_up(
     queue: "Queue", make_request: "RequestFactory", make_reader: "MakeReader"
 ) -> None:

@@ -233,7 +233,8 @@ class RedisQueue:
                 f"starting_after is {after}, but the last event of {response_id} is {len(mirror.events) - 1}",
                 param="starting_after",
             )
-        if queue_updates and len(mirror.events) == 1 and mirror.position is None:
+        if queue_updates and len(mirror.events) == 1:
+            # What this follower hears first. Where that is not true any more they are told soon.
             (queued,) = mirror.events
             assert isinstance(queued, ResponseQueued)
             mirror.position = queued.position
