@@ -73,8 +73,9 @@ export class Answer extends EventTarget {
     this.#changed();
   }
 
-  /** An event of its log, or of its place in the queue. Those that were seen already change nothing. */
+  /** An event of its log, or of its place in the queue. What is known already changes nothing. */
   apply(event) {
+    if (this.isDone) return; // the whole of it was read elsewhere, and came first
     const number = event.sequence_number;
     if (number !== undefined) {
       if (number <= this.last) return;
@@ -154,6 +155,8 @@ export class Responses extends EventTarget {
   #api;
   #byLane = new Map();
   #running = new Map();
+  /** Ids of those that were stopped and have not ended yet: the connection may break before the server hears it. */
+  #stopped = new Set();
 
   constructor(link, api) {
     super();
@@ -165,7 +168,7 @@ export class Responses extends EventTarget {
 
   /** Ask. `lane` is the asker's own name for it, in which the answer comes. Whether it went. */
   create(lane, fields) {
-    return this.#link.send({ type: "response.create", stream_id: lane, include: ["queue"], background: true, ...fields });
+    return this.#link.send({ type: "response.create", stream_id: lane, include: ["queue"], background: true, ...fields }, true);
   }
 
   /** The answer that a response object tells of: the one that is followed, where it is. */
@@ -174,8 +177,13 @@ export class Responses extends EventTarget {
   }
 
   async stop(answer) {
-    if (this.#link.send({ type: "response.cancel", response_id: answer.id })) return;
+    if (this.#running.has(answer.id)) this.#stopped.add(answer.id);
+    if (this.#cancel(answer)) return;
     await this.#api.call("POST", `/v1/responses/${answer.id}/cancel`);
+  }
+
+  #cancel(answer) {
+    return this.#link.send({ type: "response.cancel", response_id: answer.id });
   }
 
   /** Follow an answer that was begun elsewhere: by another tab, or by this page before it was loaded again. */
@@ -187,7 +195,14 @@ export class Responses extends EventTarget {
 
   #resumeAll() {
     this.#byLane.clear();
-    for (const answer of this.#running.values()) this.#resume(answer);
+    for (const answer of this.#running.values()) {
+      if (answer.isDone) {
+        this.#done(answer, answer.id);
+        continue;
+      }
+      this.#resume(answer);
+      if (this.#stopped.has(answer.id)) this.#cancel(answer);
+    }
   }
 
   #resume(answer) {
@@ -203,7 +218,8 @@ export class Responses extends EventTarget {
     let answer = this.#byLane.get(lane);
     if (answer === undefined || (event.response && event.response.id !== answer.id)) {
       if (event.type !== "response.queued") return;
-      answer = new Answer(event.response);
+      // A list of turns may have told of it before this did: then it is on the page already.
+      answer = this.of(event.response);
       answer.isLive = true;
       this.#byLane.set(lane, answer);
       this.#running.set(answer.id, answer);
@@ -218,6 +234,7 @@ export class Responses extends EventTarget {
   #done(answer, lane) {
     this.#byLane.delete(lane);
     this.#running.delete(answer.id);
+    this.#stopped.delete(answer.id);
   }
 
   #refused(lane, { error, status }) {
@@ -228,7 +245,12 @@ export class Responses extends EventTarget {
       return;
     }
     this.#byLane.delete(lane);
+    if (this.#isHeard(answer)) return; // it comes in the lane that it was asked in
     this.#look(answer);
+  }
+
+  #isHeard(answer) {
+    return [...this.#byLane.values()].includes(answer);
   }
 
   /** It cannot be followed: it has ended for long, its server was lost with it, or there are too many. */
@@ -241,7 +263,7 @@ export class Responses extends EventTarget {
     }
     if (answer.isDone) return this.#done(answer, answer.id);
     setTimeout(() => {
-      if (this.#link.isOpen && this.#running.has(answer.id) && !this.#byLane.has(answer.id)) this.#resume(answer);
+      if (this.#link.isOpen && this.#running.has(answer.id) && !this.#isHeard(answer)) this.#resume(answer);
     }, RETRY_MS);
   }
 }
