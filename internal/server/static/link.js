@@ -8,6 +8,12 @@ const PATIENCE_MS = 10_000;
 const LOOK_MS = 5_000;
 /** Who comes so late was asleep: the connection may be dead without a word. */
 const SLEPT_MS = 20_000;
+/** What is asked is answered sooner, if only with a place in the queue, or the connection is dead without a word. */
+const DEAF_MS = 15_000;
+/** So slowly a long message may go. */
+const SLOW_BYTES_PER_MS = 10;
+/** One that breaks sooner was none: the next one may have to wait. */
+const STEADY_MS = 1_000;
 
 const UNAUTHENTICATED = 4401;
 const FORBIDDEN = 4403;
@@ -27,6 +33,8 @@ export class Link extends EventTarget {
   #timer = null;
   #isConnecting = false;
   #lookedAt = Date.now();
+  #openedAt = 0;
+  #unanswered = null;
 
   generation = 0;
 
@@ -45,15 +53,29 @@ export class Link extends EventTarget {
     return this.#socket?.readyState === WebSocket.OPEN;
   }
 
-  /** Whether it went: where there is no connection nothing is kept. Throws ApiError for what the server never takes. */
-  send(message) {
+  get #isSteady() {
+    return this.#openedAt > 0 && Date.now() - this.#openedAt > STEADY_MS;
+  }
+
+  /**
+   * Whether it went: where there is no connection nothing is kept. `isQuestion`: the server has something to say to it
+   * at once, else there is a new connection. Throws ApiError for what the server never takes.
+   */
+  send(message, isQuestion = false) {
     if (!this.isOpen) return false;
     const frame = JSON.stringify(message);
-    if (new TextEncoder().encode(frame).length > MAX_BYTES) {
+    const bytes = new TextEncoder().encode(frame).length;
+    if (bytes > MAX_BYTES) {
       throw new ApiError("the message is too long: shorten it, or attach it as a file", { code: "message_too_long" });
     }
     this.#socket.send(frame);
+    if (isQuestion) this.#unanswered ??= setTimeout(() => this.reopen(), DEAF_MS + bytes / SLOW_BYTES_PER_MS);
     return true;
+  }
+
+  #heard() {
+    clearTimeout(this.#unanswered);
+    this.#unanswered = null;
   }
 
   async open() {
@@ -92,17 +114,20 @@ export class Link extends EventTarget {
     socket.addEventListener("open", () => {
       clearTimeout(patience);
       if (socket !== this.#socket) return;
-      this.#tries = 0;
+      this.#openedAt = Date.now();
       this.generation += 1;
       this.dispatchEvent(new Event("open"));
     });
     socket.addEventListener("message", ({ data }) => {
-      if (socket === this.#socket) this.dispatchEvent(new CustomEvent("message", { detail: JSON.parse(data) }));
+      if (socket !== this.#socket) return;
+      this.#heard();
+      this.dispatchEvent(new CustomEvent("message", { detail: JSON.parse(data) }));
     });
     socket.addEventListener("close", async ({ code, reason }) => {
       clearTimeout(patience);
       if (socket !== this.#socket) return;
-      if (code === UNAUTHENTICATED && !(await this.#identity.refused(token))) return this.#lose();
+      // A login that has run out is renewed without a pause.
+      if (code === UNAUTHENTICATED && (await this.#identity.refused(token)) && this.#isSteady) return this.reopen();
       if (code === FORBIDDEN) this.dispatchEvent(new CustomEvent("refused", { detail: reason }));
       this.#lost(socket);
     });
@@ -117,7 +142,10 @@ export class Link extends EventTarget {
   #lose() {
     const socket = this.#socket;
     this.#socket = null;
+    this.#heard();
     if (socket === null) return;
+    if (this.#isSteady) this.#tries = 0;
+    this.#openedAt = 0;
     socket.close();
     this.dispatchEvent(new Event("close"));
   }
