@@ -1,5 +1,8 @@
 /** The REST API: requests, answers and errors. Knows no page. */
 
+/** How long an answer may take. Where a network is silent a browser waits for minutes. */
+const PATIENCE_MS = 15_000;
+
 /** What a server said no with, or why there was no answer (`unreachable`). */
 export class ApiError extends Error {
   constructor(message, { code = "internal_error", param = null, status = 0 } = {}) {
@@ -30,23 +33,27 @@ export class Api {
 
   /** The answer to `method path`: what its JSON says, null where there is none. Throws ApiError. */
   async call(method, path, body) {
-    const response = await this.fetch(method, path, body);
-    return response.status === 204 ? null : response.json();
+    const response = await this.fetch(method, path, body, AbortSignal.timeout(PATIENCE_MS));
+    try {
+      return response.status === 204 ? null : await response.json();
+    } catch {
+      throw ApiError.unreachable(); // it broke off
+    }
   }
 
   /** The response itself, which is one of success. Throws ApiError. */
-  async fetch(method, path, body) {
+  async fetch(method, path, body, signal, isSecond = false) {
     const token = await this.#identity?.token();
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     if (body !== undefined) headers["Content-Type"] = "application/json";
     let response;
     try {
-      response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+      response = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });
     } catch {
       throw ApiError.unreachable();
     }
-    if (response.status === 401 && token && (await this.#identity.refused(token))) {
-      return this.fetch(method, path, body); // somebody again, by another token
+    if (response.status === 401 && token && !isSecond && (await this.#identity.refused(token))) {
+      return this.fetch(method, path, body, signal, true); // somebody again, by another token
     }
     if (!response.ok) throw ApiError.of(await response.json().catch(() => null), response.status);
     return response;

@@ -3,6 +3,7 @@
 import { Api, ApiError } from "./api.js";
 
 const PLACE = "sluice.identity";
+/** A token is renewed before it ends: so long, or half of its time where that is short. */
 const EARLY_MS = 60_000;
 
 /** Nobody may come in who does not sign in. */
@@ -27,7 +28,9 @@ export class Identity extends EventTarget {
       if (error.status !== 404) throw error;
     }
     addEventListener("storage", (event) => {
-      if (event.key === PLACE && nameIn(event.oldValue) !== nameIn(event.newValue)) this.#changed();
+      if (event.key !== PLACE) return;
+      const before = personIn(event.oldValue);
+      if (before !== undefined && before !== personIn(event.newValue)) this.#changed();
     });
   }
 
@@ -43,21 +46,22 @@ export class Identity extends EventTarget {
 
   /** A token that is good now. Throws SignInNeeded, and ApiError. */
   async token() {
-    const { access, until } = this.#kept;
-    if (access && (!until || until - EARLY_MS > Date.now())) return access;
+    const { access, until, early } = this.#kept;
+    if (access && (!until || until - (early ?? EARLY_MS) > Date.now())) return access;
     this.#getting ??= this.#exclusively(() => this.#renew(access)).finally(() => (this.#getting = null));
     return this.#getting;
   }
 
   /** `token` was refused. Whether there is another one now. */
   async refused(token) {
-    if (this.#kept.access === token) {
-      const { refresh, name } = this.#kept;
-      if (!refresh && name === undefined) this.#keep({}); // a guest whom the server does not know any more
-      else this.#keep({ ...this.#kept, access: null });
-    }
+    const { access, refresh, name } = this.#kept;
+    const isLost = access === token && !refresh && name === undefined; // a guest whom the server does not know any more
+    if (isLost) this.#keep({});
+    else if (access === token) this.#keep({ ...this.#kept, access: null });
     try {
-      return Boolean(await this.token());
+      const isGood = Boolean(await this.token());
+      if (isLost) this.#changed();
+      return isGood;
     } catch (error) {
       if (error instanceof SignInNeeded) this.#changed();
       return false;
@@ -133,12 +137,15 @@ export class Identity extends EventTarget {
 }
 
 function read({ access_token: access, refresh_token: refresh, expires_in: seconds }) {
-  return { access, refresh, until: Date.now() + seconds * 1000 };
+  const ms = seconds * 1000;
+  return { access, refresh, until: Date.now() + ms, early: Math.min(EARLY_MS, ms / 2) };
 }
 
-function nameIn(kept) {
+/** Who that is: a user by name, a guest by the token; undefined: nobody yet. */
+function personIn(kept) {
   try {
-    return JSON.parse(kept)?.name;
+    const { name, access } = JSON.parse(kept) ?? {};
+    return name ?? access ?? undefined;
   } catch {
     return undefined;
   }
