@@ -52,7 +52,7 @@ class App {
     this.#link = new Link("/v1/responses", identity);
     this.#responses = new Responses(this.#link, this.#api);
     const isBusy = (id) => this.#open.get(id)?.isBusy ?? false;
-    this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, isBusy);
+    this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, identity.name, isBusy);
     this.models = new ModelPicker(this.#api);
     this.sidebar = new Sidebar({
       api: this.#api,
@@ -126,6 +126,7 @@ class App {
     this.#outbox.addEventListener("begun", ({ detail }) => this.#begun(detail.message));
     this.#outbox.addEventListener("sent", ({ detail }) => this.#sent(detail));
     this.#outbox.addEventListener("joined", ({ detail }) => this.#joined(detail));
+    this.#outbox.addEventListener("adopted", () => this.#adopted());
     this.#channel.addEventListener("message", ({ data }) => this.#hear(data));
     document.addEventListener("keydown", (event) => this.#key(event));
     document.addEventListener("dragover", (event) => event.preventDefault());
@@ -259,6 +260,14 @@ class App {
     this.thread.update();
   }
 
+  /** A new chat that is empty becomes the one that another tab was to begin. */
+  #adopted() {
+    const chat = this.#unbegun;
+    if (chat === null || chat.id !== null || this.#outbox.in(null, chat.place).length) return;
+    chat.place = this.#outbox.unbegun ?? chat.place;
+    if (chat === this.#shown) this.thread.update();
+  }
+
   /** The server has taken a message. Without `answer` it did so over a connection that broke then. */
   #sent({ message, answer }) {
     const conversation = this.#conversation(message.conversation);
@@ -272,7 +281,8 @@ class App {
   /** Another model has begun to answer, or could not. */
   #joined({ id, answer }) {
     const message = this.#joining.get(id);
-    if (message === undefined) return;
+    // It was discarded when the server had it already.
+    if (message === undefined) return this.#shown.refresh().catch(() => {});
     const conversation = this.#conversation(message.conversation);
     this.#tried(() => conversation.join(answer, message));
   }

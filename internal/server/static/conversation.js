@@ -94,6 +94,10 @@ export class Conversation extends EventTarget {
     return this.running.length > 0;
   }
 
+  hasAnswerTo(messageId) {
+    return [...this.#turns.values()].some((turn) => turn.answer?.metadata.message_id === messageId);
+  }
+
   get running() {
     return [...this.#turns.values()].filter((turn) => turn.isRunning).map((turn) => turn.answer);
   }

@@ -8,6 +8,7 @@ import { ApiError } from "./api.js";
 import { randomId } from "./dom.js";
 
 const PLACE = "sluice.outbox";
+const TAB = "sluice.tab";
 const MAX_KEPT = 50;
 const LOOK_BACK = 10;
 const LATER_MS = 1500;
@@ -18,13 +19,15 @@ const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restartin
 /**
  * Of this tab. Tells with the event `change`, and with `sent` ({message, answer}) once the server has taken one, and
  * `joined` ({id, answer}) when another model answers it, too, or cannot (null); with `begun` ({message}) when a
- * conversation was begun for it.
+ * conversation was begun for it, and `adopted` when there are some of a tab that is gone.
  *
- * A message: {id, tab, conversation, place, fields, text, files, sentIn, error}: `place` is what its chat is called
- * while it has no id, `fields` are those of `response.create`, `sentIn` the generation of the link that it went over.
+ * A message: {id, tab, owner, conversation, place, fields, text, files, sentIn, error}: `owner` is who wrote it, `place`
+ * what its chat is called while it has no id, `fields` are those of `response.create`, `sentIn` the generation of the
+ * link that it went over.
  */
 export class Outbox extends EventTarget {
-  #tab = sessionStorage.getItem("sluice.tab") ?? randomId();
+  #tab;
+  #owner;
   #api;
   #link;
   #responses;
@@ -33,16 +36,20 @@ export class Outbox extends EventTarget {
   #messages = [];
   #asking = new Set();
 
-  /** `isBusy(conversation)`: whether an answer runs there, behind which a message has to wait. */
-  constructor(api, link, responses, channel, isBusy) {
+  /**
+   * `owner`: the name of the user, null for a guest. `isBusy(conversation)`: whether an answer runs there, behind which
+   * a message has to wait.
+   */
+  constructor(api, link, responses, channel, owner, isBusy) {
     super();
+    this.#tab = takeTab();
+    this.#owner = owner;
     this.#api = api;
     this.#link = link;
     this.#responses = responses;
     this.#channel = channel;
     this.#isBusy = isBusy;
-    sessionStorage.setItem("sluice.tab", this.#tab);
-    this.#messages = read().filter((message) => message.tab === this.#tab);
+    this.#messages = read().filter((message) => message.tab === this.#tab && this.#mayHave(message));
     for (const message of this.#messages) if (message.sentIn !== null) message.sentIn = -1; // over a link of before
     link.addEventListener("open", () => this.pump());
     link.addEventListener("close", () => this.#changed());
@@ -51,6 +58,9 @@ export class Outbox extends EventTarget {
     channel.addEventListener("message", ({ data }) => {
       if (data.kind === "who") channel.postMessage({ kind: "here", tab: this.#tab });
     });
+    // A tab that is copied is another one: what it copies must not say which one it was.
+    addEventListener("pagehide", () => sessionStorage.setItem(TAB, this.#tab));
+    addEventListener("pageshow", () => sessionStorage.removeItem(TAB));
     this.#adopt();
   }
 
@@ -66,7 +76,7 @@ export class Outbox extends EventTarget {
 
   add(message) {
     if (read().length >= MAX_KEPT) throw new ApiError("too many messages wait to be sent", { code: "outbox_full" });
-    const kept = { id: randomId(), tab: this.#tab, sentIn: null, error: null, ...message };
+    const kept = { id: randomId(), tab: this.#tab, owner: this.#owner, sentIn: null, error: null, ...message };
     this.#messages.push(kept);
     this.#save();
     this.pump();
@@ -161,17 +171,18 @@ export class Outbox extends EventTarget {
   /** Take over what tabs have left that are gone. */
   async #adopt() {
     const living = new Set([this.#tab]);
-    const hear = ({ data }) => data.kind === "here" && living.add(data.tab);
+    const hear = ({ data }) => (data.kind === "here" || data.kind === "who") && living.add(data.tab);
     this.#channel.addEventListener("message", hear);
-    this.#channel.postMessage({ kind: "who" });
+    this.#channel.postMessage({ kind: "who", tab: this.#tab });
     await new Promise((resolve) => setTimeout(resolve, HEARD_MS));
     this.#channel.removeEventListener("message", hear);
-    const left = read().filter((message) => !living.has(message.tab));
+    const left = read().filter((message) => !living.has(message.tab) && this.#mayHave(message));
     if (!left.length) return;
-    const mine = left.map((it) => ({ ...it, tab: this.#tab, sentIn: it.sentIn === null ? null : -1 }));
+    const mine = left.map((it) => ({ ...it, tab: this.#tab, owner: this.#owner, sentIn: it.sentIn === null ? null : -1 }));
     const ids = new Set(mine.map((message) => message.id));
     write([...read().filter((message) => !ids.has(message.id)), ...mine]);
     this.#messages.push(...mine);
+    this.dispatchEvent(new Event("adopted"));
     this.#changed();
     this.pump();
   }
@@ -186,14 +197,27 @@ export class Outbox extends EventTarget {
     return isMine;
   }
 
+  /** What a guest has written goes along when they sign in; what a user has, nobody else sends. */
+  #mayHave({ owner }) {
+    return (owner ?? null) === null || owner === this.#owner;
+  }
+
   #save() {
-    write([...read().filter((message) => message.tab !== this.#tab), ...this.#messages]);
+    const others = read().filter((message) => message.tab !== this.#tab || !this.#mayHave(message));
+    write([...others, ...this.#messages]);
     this.#changed();
   }
 
   #changed() {
     this.dispatchEvent(new Event("change"));
   }
+}
+
+/** What this tab was called before the page was loaded again, or a new name. */
+function takeTab() {
+  const tab = sessionStorage.getItem(TAB) ?? randomId();
+  sessionStorage.removeItem(TAB);
+  return tab;
 }
 
 /** Of several models each answers in a lane of its own, behind a colon. */

@@ -93,7 +93,9 @@ export class Thread {
   /** The messages that the server has not taken yet; with nothing at all, a greeting. */
   #showWaiting() {
     if (this.#conversation === null) return;
-    const messages = this.#outbox.in(this.#conversation.id, this.#conversation.place);
+    const { id, place } = this.#conversation;
+    // The answer to one may be here before it is known that the server has it.
+    const messages = this.#outbox.in(id, place).filter((message) => !this.#conversation.hasAnswerTo(message.id));
     const ids = new Set(messages.map((message) => message.id));
     for (const [id, element] of this.#waiting) {
       if (ids.has(id)) continue;
