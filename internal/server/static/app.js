@@ -20,6 +20,8 @@ const MAX_OPEN = 20;
 const MAX_TITLE = 50;
 const TOAST_MS = 6000;
 const CONNECTED_MS = 2500;
+/** A break that is shorter nobody has to know of. */
+const BREAK_MS = 600;
 /** As in style.css: there the menu lies over the page. */
 const NARROW = matchMedia("(max-width: 56rem)");
 /** A title is found by a model, after the first answer. */
@@ -39,7 +41,8 @@ class App {
   #shown = null;
   /** The new chat: it stays the same, with what is being written there, until something is sent in it. */
   #unbegun = null;
-  #wasConnected = false;
+  #isBroken = false;
+  #breakTimer = null;
   #spoken = el("div", { class: "off-screen", role: "status", "aria-live": "polite" });
   #toasts = el("div", { class: "toasts", role: "alert" });
   #connection = el("p", { class: "connection", role: "status", hidden: true });
@@ -60,7 +63,10 @@ class App {
       actions: {
         open: (id) => this.go(id),
         begin: () => this.go(null),
-        deleted: (id) => this.#deleted(id),
+        deleted: (id) => {
+          this.#deleted(id);
+          this.#tell({ kind: "deleted", conversation: id });
+        },
         changed: () => {
           this.#update();
           this.#tell({ kind: "list" });
@@ -185,6 +191,7 @@ class App {
 
   async #load(conversation) {
     this.thread.say(say("loadingChat"));
+    this.#keepOpen(conversation);
     try {
       await conversation.load();
       if (conversation === this.#shown) this.thread.say(null);
@@ -304,27 +311,38 @@ class App {
   }
 
   #hear(news) {
+    if (news.kind === "deleted") this.#deleted(news.conversation);
     if (news.kind === "turn") this.#open.get(news.conversation)?.refresh().catch(() => {});
     if (news.kind === "turn" || news.kind === "list") this.#list();
   }
 
   #connected() {
-    if (this.#wasConnected) {
+    clearTimeout(this.#breakTimer);
+    this.#breakTimer = null;
+    if (this.#isBroken) {
       this.#sayConnection(say("connected"), "good");
-      setTimeout(() => this.#link.isOpen && this.#sayConnection(null), CONNECTED_MS);
-      // What others have done meanwhile.
-      this.#shown.refresh().catch(() => {});
-      this.#list();
-      this.models.load().catch(() => {});
-    } else {
-      this.#sayConnection(null);
+      setTimeout(() => this.#isBroken || this.#sayConnection(null), CONNECTED_MS);
     }
-    this.#wasConnected = true;
+    this.#isBroken = false;
+    if (this.#link.generation > 1) this.#catchUp();
     this.thread.update();
   }
 
+  /** What others have done meanwhile, and what could not be read. */
+  #catchUp() {
+    if (this.#shown.isLoaded) this.#shown.refresh().catch(() => {});
+    else this.#load(this.#shown);
+    this.#list();
+    this.models.load().catch(() => {});
+  }
+
   #disconnected() {
-    this.#sayConnection(navigator.onLine ? say("reconnecting") : say("offline"));
+    const tell = () => {
+      this.#isBroken = true;
+      this.#sayConnection(navigator.onLine ? say("reconnecting") : say("offline"));
+    };
+    if (this.#isBroken) tell();
+    else this.#breakTimer ??= setTimeout(tell, BREAK_MS);
   }
 
   #sayConnection(words, kind = "") {
