@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 
 sys.path.insert(0, str(HERE))
 
+from cable import Cable  # noqa: E402
 from chromium import MISSING, find_chromium, launch  # noqa: E402
 from scripted import Upstream  # noqa: E402
 from visitor import DESK, PATIENCE_MS, Colours, Locale, Site, Visitor  # noqa: E402
@@ -307,3 +308,34 @@ def stack(
             stack.stop_worker()
         finally:
             stack.abandon()
+
+
+class RunOwn(Protocol):
+    def __call__(self, **sections: object) -> "Server":
+        """Run a server of the test's own, to be treated badly. `sections` are added to its configuration."""
+
+
+@pytest.fixture
+def run_own(run_server: "RunServer", models: list[JSON]) -> Iterator[RunOwn]:
+    """Comes before `visit` among what a test wants: visitors leave before their server does."""
+    with contextlib.ExitStack() as servers:
+
+        def run(**sections: object) -> "Server":
+            return servers.enter_context(run_server({**SECTIONS, "models": models, **sections}))
+
+        yield run
+
+
+@pytest.fixture
+def own_server(run_own: RunOwn) -> "Server":
+    """What runs there is lost with it: the queue is in its memory. Comes before `visit`, too."""
+    return run_own()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def cable(server: "Server", clients_loop: None) -> AsyncIterator[Cable]:
+    """Leads to `server`. Comes before `visit` among what a test wants: visitors leave before it ends."""
+    cable = Cable(server.port)
+    await cable.mend()
+    yield cable
+    await cable.end()

@@ -72,6 +72,7 @@ class ChatPage:
 
     @property
     def thoughts(self) -> Locator:
+        """What the last answer thinks, whether or not the fold is open."""
         return self.thinking.locator(".thoughts")
 
     @property
@@ -202,6 +203,23 @@ class ChatPage:
         await self.page.get_by_role("link", name=title).hover()
         await self.button(f"More for {title}").click()
         await self.page.get_by_role("menuitem", name=entry).click()
+
+    async def delete(self, title: str) -> None:
+        await self.more(title, "Delete")
+        await self.page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+
+    async def sign_in(self, name: str, password: str) -> None:
+        """From the page of a guest."""
+        await self.page.get_by_role("complementary").get_by_role("button", name="Sign in").click()
+        form = self.page.get_by_role("dialog", name="Sign in")
+        await form.get_by_label("User name").fill(name)
+        await form.get_by_label("Password").fill(password)
+        await form.get_by_role("button", name="Sign in", exact=True).click()
+        await expect(self.button(f"Account: {name}")).to_be_visible()
+
+    async def sign_out(self) -> None:
+        await self.button("Account:", exact=False).click()
+        await self.page.get_by_role("menuitem", name="Sign out").click()
 
     async def open_menu(self) -> None:
         """Show the chats, where there is no room for them beside the page."""

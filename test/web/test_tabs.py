@@ -1,0 +1,262 @@
+"""Several tabs, several browsers, and logins that end: everybody sees the same, and nothing is noticed."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from pages import ChatPage
+from playwright.async_api import BrowserContext, Page, Request, expect
+from scripted import Turn, Upstream
+
+if TYPE_CHECKING:
+    from conftest import RunOwn, Visit
+
+    from test.conftest import Server
+
+BROKEN_LINE = r"WebSocket connection to|net::ERR_|status of 503"
+REFUSED = r"status of 40[14]"
+PASSWORD = "a long password"
+LISTENERS = "JSEventListeners"
+
+
+async def register(server: "Server", name: str) -> None:
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    reply = await server.fetch("/api/v1/auth/register", "POST", body=body)
+    assert reply.status == 201, reply.text
+
+
+def asked_for(context: BrowserContext, path: str) -> list[str]:
+    """Requests for this path from now on."""
+    found: list[str] = []
+
+    def note(request: Request) -> None:
+        if request.url.endswith(path):
+            found.append(request.url)
+
+    context.on("request", note)
+    return found
+
+
+# ── two tabs ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_two_tabs_show_the_same_answer_growing(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    one = ChatPage(visitor.page)
+    await one.send("Tell me")
+    await upstream.say("One")
+    await expect(one.text_of(1)).to_have_text("One")
+    other = ChatPage(await visitor.new_tab(visitor.page.url.removeprefix(server.http())))
+    await expect(other.text_of(1)).to_have_text("One")
+    await upstream.say(" two")
+    for chat in (one, other):
+        await expect(chat.text_of(1)).to_have_text("One two")
+    await upstream.answer(" three")
+    for chat in (one, other):
+        await chat.ended()
+        await expect(chat.text_of(1)).to_have_text("One two three")
+    await one.send("And then?")
+    await upstream.say("Four")
+    for chat in (one, other):
+        await expect(chat.text_of(2)).to_have_text("Four")
+    await other.stop()
+    for chat in (one, other):
+        await expect(chat.answer(2)).to_contain_text("Stopped.")
+        await expect(chat.text_of(2)).to_have_text("Four")
+        await expect(chat.questions).to_have_text(["Tell me", "And then?"])
+    await other.send("Go on")
+    await upstream.answer("Five")
+    for chat in (one, other):
+        await expect(chat.text_of(3)).to_have_text("Five")
+        await chat.ended()
+        await expect(chat.questions).to_have_text(["Tell me", "And then?", "Go on"])
+    assert [turn.question for turn in upstream.turns] == ["Tell me", "And then?", "Go on"]
+
+
+async def test_what_one_tab_deletes_is_gone_in_the_other(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    one = ChatPage(visitor.page)
+    await one.send("Tell me")
+    await upstream.answer("One")
+    await one.ended()
+    other = ChatPage(await visitor.new_tab(visitor.page.url.removeprefix(server.http())))
+    await expect(other.text_of(1)).to_have_text("One")
+    await one.delete("Tell me")
+    for chat in (one, other):
+        await expect(chat.chats).to_have_count(0)
+        await expect(chat.answers).to_have_count(0)
+        await expect(chat.page).to_have_url(server.http("/"))
+
+
+# ── two browsers ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_another_browser_of_the_same_user_sees_the_answer(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    await register(server, "ada")
+    desk, sofa = await visit(server), await visit(server)
+    one, other = ChatPage(desk.page), ChatPage(sofa.page)
+    await one.sign_in("ada", PASSWORD)
+    await one.send("Tell me")
+    await upstream.say("One")
+    await expect(one.text_of(1)).to_have_text("One")
+    await other.sign_in("ada", PASSWORD)
+    await other.chats.click()
+    await expect(other.text_of(1)).to_have_text("One")
+    await upstream.answer(" two")
+    for chat in (one, other):
+        await chat.ended()
+        await expect(chat.text_of(1)).to_have_text("One two")
+
+
+# ── tokens ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def token_of(page: Page) -> str:
+    kept: dict[str, Any] = json.loads(await page.evaluate("() => localStorage.getItem('sluice.identity')"))
+    return str(kept["access"])
+
+
+async def runs_out(server: "Server", token: str) -> None:
+    """Wait for the end of a token."""
+    bearer = {"Authorization": f"Bearer {token}"}
+    while (await server.fetch("/conversations", headers=bearer)).status != 401:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+WATCH_CONNECTION = """() => {
+  window.told = [];
+  const sign = document.querySelector(".connection");
+  new MutationObserver(() => sign.hidden || told.push(sign.textContent)).observe(sign, { attributes: true });
+}"""
+
+
+@pytest.mark.parametrize("locks", ["with locks", "without locks"])
+async def test_nobody_notices_that_tokens_run_out(
+    run_own: "RunOwn", visit: "Visit", upstream: Upstream, locks: str
+) -> None:
+    server = run_own(auth={"access_ttl": "2s"})
+    await register(server, "ada")
+    visitor = await visit(server, None)
+    if locks == "without locks":  # as where the page comes over plain HTTP
+        hide = "Object.defineProperty(Navigator.prototype, 'locks', { get: () => undefined })"
+        await visitor.context.add_init_script(hide)
+    visitor.may_complain.append(REFUSED)
+    renewals = asked_for(visitor.context, "/auth/refresh")
+    await visitor.open()
+    one = ChatPage(visitor.page)
+    await one.sign_in("ada", PASSWORD)
+    other = ChatPage(await visitor.new_tab())
+    await expect(other.button("Account: ada")).to_be_visible()
+    for chat in (one, other):
+        await chat.page.evaluate(WATCH_CONNECTION)
+    await runs_out(server, await token_of(visitor.page))
+    await asyncio.gather(one.send("One"), other.send("Other"))
+    for turn in [await upstream.asked(), await upstream.asked()]:
+        await turn.answer(f"To {turn.question}.")
+    for chat, who in ((one, "One"), (other, "Other")):
+        await expect(chat.text_of(1)).to_have_text(f"To {who}.")
+        await chat.ended()
+    # In the middle of an answer, too, which is stopped then.
+    await one.send("Stop me")
+    turn = await upstream.asked()
+    await turn.say("And")
+    await expect(one.text_of(2)).to_have_text("And")
+    await runs_out(server, await token_of(visitor.page))
+    await one.stop()
+    await turn.was_left()
+    await expect(one.answer(2)).to_contain_text("Stopped.")
+    for chat in (one, other):
+        await expect(chat.button("Account: ada")).to_be_visible()
+        await expect(chat.problems).to_have_count(0)
+        assert await chat.page.evaluate("() => told") == []
+    assert len(upstream.turns) == 3
+    assert len(renewals) < 20
+
+
+def start_with_another_secret(server: "Server") -> None:
+    server.kill()
+    Path(yaml.safe_load(server.config_file.read_text())["auth"]["secret_file"]).unlink()
+    server.start_again()
+
+
+async def test_a_guest_whom_the_server_does_not_know_any_more_begins_anew(
+    run_own: "RunOwn", visit: "Visit", upstream: Upstream
+) -> None:
+    server = run_own()
+    visitor = await visit(server)
+    visitor.may_complain += [BROKEN_LINE, REFUSED]
+    one = ChatPage(visitor.page)
+    await one.send("Tell me")
+    await upstream.answer("One")
+    await one.ended()
+    other = ChatPage(await visitor.new_tab(visitor.page.url.removeprefix(server.http())))
+    await expect(other.text_of(1)).to_have_text("One")
+    guests, lists = (asked_for(visitor.context, path) for path in ("/auth/guest", "/conversations?limit=50"))
+    await asyncio.to_thread(start_with_another_secret, server)
+    for chat in (one, other):
+        await expect(chat.page).to_have_url(server.http("/"))
+        await expect(chat.answers).to_have_count(0)
+        await expect(chat.chats).to_have_count(0)
+    await one.send("Who am I?")
+    await upstream.answer("Nobody")
+    await expect(one.text_of(1)).to_have_text("Nobody")
+    await one.ended()
+    await expect(other.chats).to_have_count(1)
+    assert len(guests) == 1
+    assert len(lists) < 20
+    await server.metric_becomes("sluice_sessions", 2)
+
+
+# ── for long ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_page_that_is_used_for_long_stays_small(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    async def answer(turn: Turn) -> None:
+        await turn.answer(f"To {turn.question}.")
+
+    upstream.will(*[answer] * 32)
+    before = (await server.metrics()).value("sluice_sessions")
+    visitor = await visit(server)
+    chat = ChatPage(visitor.page)
+    browser = await visitor.context.new_cdp_session(visitor.page)
+    await browser.send("Performance.enable")
+
+    async def held(name: str) -> float:
+        await browser.send("HeapProfiler.collectGarbage")
+        metrics = (await browser.send("Performance.getMetrics"))["metrics"]
+        return next(float(it["value"]) for it in metrics if it["name"] == name)
+
+    async def switch(times: int) -> None:
+        for _ in range(times):
+            await chat.chats.filter(has_text="Another").click()
+            await expect(chat.questions).to_have_text(["Another"])
+            await chat.chats.filter(has_text="Question 1").click()
+            await expect(chat.questions).to_have_count(30)
+
+    await chat.ask("Another")
+    await chat.new_chat()
+    for number in range(1, 31):
+        await chat.ask(f"Question {number}")
+    await switch(2)
+    listeners, nodes = await held(LISTENERS), await held("Nodes")
+    await switch(6)
+    assert await held(LISTENERS) <= listeners * 1.1
+    assert await held("Nodes") <= nodes * 1.1
+    await expect(chat.questions).to_have_text([f"Question {number}" for number in range(1, 31)])
+    for number in (1, 15):  # what is far away is not drawn
+        await chat.answer(number).scroll_into_view_if_needed()
+        await expect(chat.text_of(number)).to_have_text(f"To Question {number}.")
+    await expect(chat.answers.locator(".body")).to_have_text([f"To Question {n}." for n in range(1, 31)])
+    assert len(upstream.turns) == 31
+    await server.metric_becomes("sluice_sessions", before + 1)

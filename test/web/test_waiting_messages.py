@@ -1,0 +1,332 @@
+"""What is written without a connection is kept, and sent once, whatever gets lost and whenever."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+from cable import Cable, Way
+from pages import ChatPage
+from playwright.async_api import expect
+from scripted import Upstream
+
+if TYPE_CHECKING:
+    from conftest import Visit
+
+    from test.conftest import Server
+
+BROKEN_LINE = r"WebSocket connection to|net::ERR_"
+PASSWORD = "a long password"
+WAITS = "Is sent when the connection is back."
+
+
+async def register(server: "Server", name: str) -> None:
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    reply = await server.fetch("/api/v1/auth/register", "POST", body=body)
+    assert reply.status == 201, reply.text
+
+
+async def answered(chat: ChatPage, upstream: Upstream, *questions: str) -> None:
+    """Each is asked in turn, answered, and shown with its answer, once."""
+    for number, question in enumerate(questions, 1):
+        turn = await upstream.asked()
+        assert turn.question == question
+        await turn.answer(f"Answer {number}.")
+    await expect(chat.answers).to_have_count(len(questions))
+    await chat.ended()
+    await expect(chat.questions).to_have_text(questions)
+    for number in range(1, len(questions) + 1):
+        await expect(chat.text_of(number)).to_have_text(f"Answer {number}.")
+    assert [turn.question for turn in upstream.turns] == [*questions]
+
+
+async def test_what_is_written_without_a_connection_is_sent_once_in_order(
+    cable: Cable, visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(cable)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    await (await upstream.asked()).answer("Answer 0.")
+    await chat.ended()
+    upstream.turns.clear()
+    cable.cut()
+    await expect(chat.connection).to_be_visible()
+    for text in ("Two", "Three", "Four"):
+        await chat.send(text)
+    await expect(chat.waiting.locator(".bubble")).to_have_text(["Two", "Three", "Four"])
+    await expect(chat.waiting.get_by_text(WAITS)).to_have_count(3)
+    await chat.waiting.nth(1).get_by_role("button", name="Discard").click()
+    await expect(chat.waiting.locator(".bubble")).to_have_text(["Two", "Four"])
+    await cable.mend()
+    for number, text in enumerate(("Two", "Four"), 1):
+        turn = await upstream.asked()
+        assert turn.question == text
+        if number == 1:
+            await expect(chat.waiting).to_contain_text(["Is sent when the answer above is complete."])
+        await turn.answer(f"Answer {number}.")
+    await expect(chat.answers).to_have_count(3)
+    await chat.ended()
+    await expect(chat.questions).to_have_text(["One", "Two", "Four"])
+    assert [turn.question for turn in upstream.turns] == ["Two", "Four"]
+
+
+async def test_a_new_chat_begun_without_a_connection_survives_reloads(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await expect(chat.model).to_contain_text("scripted")
+    await visitor.lose_network()
+    await expect(chat.connection).to_have_text(
+        "Not connected. What you write is kept, and sent when the connection is back."
+    )
+    for text in ("One", "Two"):
+        await chat.send(text)
+    await expect(chat.waiting.get_by_text(WAITS)).to_have_count(2)
+    await visitor.find_network()
+    await expect(chat.waiting).to_have_count(1)
+    turn = await upstream.asked()
+    # The second one waits for the answer to the first. It is not sent, and neither is the first again.
+    for _ in range(3):
+        await visitor.page.reload()
+        await expect(chat.questions).to_have_text(["One"])
+        await expect(chat.waiting.locator(".bubble")).to_have_text(["Two"])
+    await turn.answer("Answer 1.")
+    second = await upstream.asked()
+    assert second.question == "Two"
+    await second.answer("Answer 2.")
+    await expect(chat.answers).to_have_count(2)
+    await chat.ended()
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    assert [turn.question for turn in upstream.turns] == ["One", "Two"]
+    await expect(chat.chats).to_have_count(1)
+
+
+MOMENTS = {
+    "the message is lost": (Way.UP, "response.create", False),
+    "the message arrives, nothing comes back": (Way.UP, "response.create", True),
+    "its acceptance is lost": (Way.DOWN, "response.queued", False),
+    "its acceptance is the last that comes": (Way.DOWN, "response.queued", True),
+    "the first word is lost": (Way.DOWN, "response.output_text.delta", False),
+    "the end is lost": (Way.DOWN, "response.completed", False),
+    "the request for a new chat is lost": (Way.UP, "POST /v1/conversations", False),
+    "the new chat is lost": (Way.DOWN, '"object":"conversation"', False),
+    "the new chat is the last that comes": (Way.DOWN, '"object":"conversation"', True),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_cut_sends_nothing_twice_and_loses_nothing(
+    cable: Cable, visit: "Visit", upstream: Upstream, moment: str
+) -> None:
+    visitor = await visit(cable)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await expect(chat.model).to_contain_text("scripted")
+    way, words, arrives = MOMENTS[moment]
+    cut = cable.cut_when(way, words, arrives=arrives)
+    await chat.send("Tell me")
+    if words in ("response.output_text.delta", "response.completed"):
+        await upstream.answer("Answer 1.")
+        await cut.comes()
+        await cable.mend()
+        await expect(chat.text_of(1)).to_have_text("Answer 1.")
+        upstream_had = [turn.question for turn in upstream.turns]
+        await chat.ended()
+        await expect(chat.questions).to_have_text(["Tell me"])
+        assert upstream_had == ["Tell me"]
+        return
+    await cut.comes()
+    await expect(chat.connection).to_be_visible()
+    await cable.mend()
+    await answered(chat, upstream, "Tell me")
+    await expect(chat.problems).to_have_count(0)
+    await expect(chat.chats).to_have_count(1)
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_a_reload_between_sent_and_accepted_sends_once(
+    cable: Cable, visit: "Visit", upstream: Upstream, arrives: bool
+) -> None:
+    visitor = await visit(cable)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    await (await upstream.asked()).answer("Answer 0.")
+    await chat.ended()
+    upstream.turns.clear()
+    cut = cable.cut_when(Way.UP, "response.create", arrives=arrives)
+    await chat.send("Two")
+    await cut.comes()
+    await cable.mend()
+    await visitor.page.reload()
+    turn = await upstream.asked()
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    await turn.answer("Answer 1.")
+    await expect(chat.text_of(2)).to_have_text("Answer 1.")
+    await chat.ended()
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    assert [turn.question for turn in upstream.turns] == ["Two"]
+
+
+async def test_a_line_that_is_dead_without_a_word_is_noticed(
+    cable: Cable, visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(cable, None)
+    await visitor.page.clock.install()
+    await visitor.open()
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    await (await upstream.asked()).answer("Answer 0.")
+    await chat.ended()
+    upstream.turns.clear()
+    cable.silence()
+    await chat.send("Two")
+    await expect(chat.waiting).to_contain_text(["Sending…"])
+    await visitor.page.clock.run_for(16_000)
+    turn = await upstream.asked()
+    await turn.answer("Answer 1.")
+    await expect(chat.text_of(2)).to_have_text("Answer 1.")
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    assert [turn.question for turn in upstream.turns] == ["Two"]
+
+
+NEWS = """() => new BroadcastChannel("sluice").postMessage({
+  kind: "turn", conversation: location.pathname.split("/")[2]
+})"""
+"""What another tab says when it has sent something in the same chat: then this one looks for what is new."""
+
+
+async def test_an_answer_that_is_found_before_it_is_told_of_is_shown_once(
+    cable: Cable, visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(cable)
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    await (await upstream.asked()).answer("Answer 0.")
+    await chat.ended()
+    cable.hold()
+    await chat.send("Two")
+    turn = await upstream.asked()
+    await visitor.page.evaluate(NEWS)
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    await expect(chat.waiting).to_have_count(0)
+    await turn.say("Answer")
+    cable.let_go()
+    await expect(chat.text_of(2)).to_have_text("Answer")
+    await turn.answer(" 1.")
+    await expect(chat.text_of(2)).to_have_text("Answer 1.")
+    await chat.ended()
+    await expect(chat.answers).to_have_count(2)
+
+
+async def test_words_that_come_behind_the_end_are_not_shown_twice(
+    cable: Cable, visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(cable)
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    turn = await upstream.asked()
+    await turn.say("This")
+    await expect(chat.text_of(1)).to_have_text("This")
+    cable.hold()
+    await turn.answer(" is", " it.")
+    async with visitor.page.expect_response("**/turns?**") as found:
+        await visitor.page.evaluate(NEWS)
+    while (await (await found.value).json())["data"][0]["response"]["status"] != "completed":
+        async with visitor.page.expect_response("**/turns?**") as found:
+            await visitor.page.evaluate(NEWS)
+    await expect(chat.text_of(1)).to_have_text("This is it.")
+    cable.let_go()
+    await chat.send("Two")
+    await upstream.answer("Answer 1.")
+    await expect(chat.text_of(2)).to_have_text("Answer 1.")
+    await expect(chat.text_of(1)).to_have_text("This is it.")
+
+
+async def test_a_stop_is_not_lost_with_the_connection(
+    cable: Cable, visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(cable)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await chat.send("Tell me")
+    turn = await upstream.asked()
+    await turn.say("One")
+    await expect(chat.text_of(1)).to_have_text("One")
+    cut = cable.cut_when(Way.UP, "response.cancel", arrives=False)
+    await chat.stop()
+    await cut.comes()
+    await cable.mend()
+    await turn.was_left()
+    await expect(chat.answer(1)).to_contain_text("Stopped.")
+    await expect(chat.text_of(1)).to_have_text("One")
+
+
+async def test_a_message_of_a_closed_tab_is_sent_by_the_next_one(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await expect(chat.model).to_contain_text("scripted")
+    empty = await visitor.context.new_page()
+    await visitor.lose_network()
+    await chat.send("Tell me")
+    await expect(chat.waiting.get_by_text(WAITS)).to_have_count(1)
+    await visitor.page.close()
+    await visitor.find_network()
+    await empty.goto(server.http())
+    await answered(ChatPage(empty), upstream, "Tell me")
+
+
+async def test_of_two_tabs_one_sends(visit: "Visit", server: "Server", upstream: Upstream) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await expect(chat.model).to_contain_text("scripted")
+    others = [await visitor.new_tab() for _ in range(2)]
+    async with visitor.context.expect_page() as opened:
+        await visitor.page.evaluate("open(location.href)")  # a copy, with what the tab keeps for itself
+    copied = await opened.value
+    await expect(ChatPage(copied).model).to_contain_text("scripted")
+    await visitor.lose_network()
+    await chat.send("Tell me")
+    await expect(chat.waiting).to_have_count(1)
+    await visitor.page.close()
+    await visitor.find_network()
+    for tab in (*others, copied):
+        await tab.reload()
+    turn = await upstream.asked()
+    await turn.answer("Answer 1.")
+    await expect(ChatPage(copied).chats).to_have_count(1)
+    await ChatPage(copied).chats.click()
+    await expect(ChatPage(copied).text_of(1)).to_have_text("Answer 1.")
+    await copied.wait_for_function("() => JSON.parse(localStorage.getItem('sluice.outbox')).length === 0")
+    assert [turn.question for turn in upstream.turns] == ["Tell me"]
+
+
+async def test_what_a_user_has_written_nobody_else_sends(
+    server: "Server", visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await register(server, "grace")
+    await chat.sign_in("grace", PASSWORD)
+    await expect(chat.model).to_contain_text("scripted")
+    await visitor.lose_network()
+    await chat.send("A secret")
+    await expect(chat.waiting).to_have_count(1)
+    await chat.sign_out()
+    await visitor.find_network()
+    await visitor.open()
+    await chat.send("From a guest")
+    await upstream.answer("Answer 1.")
+    await expect(chat.text_of(1)).to_have_text("Answer 1.")
+    await expect(chat.waiting).to_have_count(0)
+    assert [turn.question for turn in upstream.turns] == ["From a guest"]
+    await chat.sign_in("grace", PASSWORD)
+    await upstream.answer("Answer 2.")
+    await expect(chat.chats).to_have_text(["A secret", "From a guest"])
+    assert [turn.question for turn in upstream.turns] == ["From a guest", "A secret"]
