@@ -100,6 +100,7 @@ const EN = {
   // For a person who has this page, where the server speaks to a program.
   errors: {
     no_upstream: "Say in the settings first which upstream is yours: its address, its key and the model there.",
+    username_taken: "This name is taken. Choose another one, or sign in if it is yours.",
   },
 };
 
@@ -231,7 +232,7 @@ const ZH = {
     upstream_timeout: "上游服务没有及时回应。",
     upstream_unauthorized: "上游服务不接受这个密钥。",
     upstream_unavailable: "无法连接上游服务。",
-    username_taken: "这个用户名已被使用。",
+    username_taken: "这个用户名已被使用。请换一个；如果是你的，请登录。",
   },
 };
 
