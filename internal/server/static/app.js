@@ -17,6 +17,7 @@ import { Thread } from "./thread.js";
 import { say, sayError } from "./words.js";
 
 const MAX_OPEN = 20;
+const LEFT = "sluice.left";
 const MAX_TITLE = 50;
 const TOAST_MS = 6000;
 const CONNECTED_MS = 2500;
@@ -29,6 +30,7 @@ const TITLE_MS = [1500, 5000, 15_000];
 
 class App {
   #identity;
+  #name;
   #api;
   #link;
   #responses;
@@ -56,6 +58,7 @@ class App {
     this.#responses = new Responses(this.#link, this.#api);
     const isBusy = (id) => this.#open.get(id)?.isBusy ?? false;
     this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, identity.name, isBusy);
+    this.#name = identity.name;
     this.models = new ModelPicker(this.#api);
     this.sidebar = new Sidebar({
       api: this.#api,
@@ -119,9 +122,19 @@ class App {
   }
 
   async start() {
+    const left = takeLeft();
+    const isOurs = left !== null && (left.name === null || left.name === this.#name);
+    if (isOurs) history.replaceState(null, "", left.path);
     this.#route();
+    if (isOurs) this.composer.draft = { text: left.text, uploads: [] };
     this.#link.open();
     await this.#tried(() => Promise.all([this.models.load(), this.#list()]));
+  }
+
+  /** Keep where one is, and what one writes, until the same person is back in this tab: a login may end at any time. */
+  leave() {
+    const left = { name: this.#name, path: location.pathname, text: this.composer.draft.text };
+    sessionStorage.setItem(LEFT, JSON.stringify(left));
   }
 
   #listen() {
@@ -395,8 +408,16 @@ class App {
   }
 }
 
+/** What `leave` has kept, once. */
+function takeLeft() {
+  const left = JSON.parse(sessionStorage.getItem(LEFT));
+  sessionStorage.removeItem(LEFT);
+  return left;
+}
+
 async function main() {
   const identity = new Identity();
+  let app = null;
   for (let delay = 500; ; delay = Math.min(delay * 2, 5000)) {
     try {
       await identity.start();
@@ -407,13 +428,16 @@ async function main() {
     }
   }
   // Who is somebody else now sees nothing of what was there before.
-  identity.addEventListener("change", () => location.assign("/"));
+  identity.addEventListener("change", ({ detail }) => {
+    if (!detail.isSignOut) app?.leave();
+    location.assign("/");
+  });
   if (identity.rules === null) {
     document.body.replaceChildren(el("main", { class: "note" }, el("h1", { text: "Sluice" }), el("p", { text: say("noStorage") })));
   } else if (!identity.isKnown) {
     document.body.replaceChildren(signInPage(identity));
   } else {
-    const app = new App(identity);
+    app = new App(identity);
     document.body.replaceChildren(app.element);
     await app.start();
   }

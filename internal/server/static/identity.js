@@ -13,7 +13,10 @@ export class SignInNeeded extends ApiError {
   }
 }
 
-/** Kept in localStorage, so that all tabs are the same person. */
+/**
+ * Kept in localStorage, so that all tabs are the same person. Tells with the event `change` that it is another one now,
+ * or nobody; `detail`: {isSignOut}, whether the person wanted to be nobody.
+ */
 export class Identity extends EventTarget {
   #api = new Api();
   #getting = null;
@@ -86,7 +89,7 @@ export class Identity extends EventTarget {
     const { refresh } = this.#kept;
     this.#keep({});
     if (refresh) await this.#api.call("POST", "/api/v1/auth/logout", { refresh_token: refresh }).catch(() => {});
-    this.#changed();
+    this.#changed(true);
   }
 
   #asGuest() {
@@ -131,8 +134,8 @@ export class Identity extends EventTarget {
     localStorage.setItem(PLACE, JSON.stringify(kept));
   }
 
-  #changed() {
-    this.dispatchEvent(new Event("change"));
+  #changed(isWanted = false) {
+    this.dispatchEvent(new CustomEvent("change", { detail: { isSignOut: isWanted } }));
   }
 }
 
