@@ -128,6 +128,10 @@ class ChatPage:
         """What went wrong, where it did: at a message or an answer, or over the page."""
         return self.page.locator(".problem:visible, .toast")
 
+    def account(self, name: str) -> Locator:
+        """Says which user one is."""
+        return self.button(f"Account: {name}")
+
     def button(self, name: str, *, exact: bool = True) -> Locator:
         return self.page.get_by_role("button", name=name, exact=exact)
 
@@ -229,3 +233,38 @@ class ChatPage:
         """The dialog."""
         await self.button("Settings").click()
         return self.page.get_by_role("dialog", name="Settings")
+
+
+class SignInForm:
+    """Over the page, or in its place."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    @property
+    def name(self) -> Locator:
+        return self.page.get_by_label("User name")
+
+    @property
+    def password(self) -> Locator:
+        return self.page.get_by_label("Password")
+
+    @property
+    def hint(self) -> Locator:
+        return self.page.get_by_text("What you said as a guest is kept.")
+
+    @property
+    def problem(self) -> Locator:
+        return self.page.locator("form").get_by_role("alert")
+
+    async def fill(self, name: str, password: str, email: str | None = None) -> None:
+        await self.name.fill(name)
+        await self.password.fill(password)
+        if email is not None:
+            await self.page.get_by_label("E-mail").fill(email)
+
+    async def switch_to_sign_up(self) -> None:
+        await self.page.get_by_role("button", name="No account yet? Sign up").click()
+
+    async def go(self, name: str) -> None:
+        await self.page.locator("form").get_by_role("button", name=name, exact=True).click()

@@ -1,0 +1,192 @@
+"""Who a person is on the page: a guest, a user, and nobody else."""
+
+from typing import TYPE_CHECKING, Any
+
+from pages import ChatPage, SignInForm
+from playwright.async_api import expect
+from scripted import Upstream
+
+if TYPE_CHECKING:
+    from conftest import Visit
+
+    from test.conftest import Server
+
+PASSWORD = "correct horse battery"
+"""Of everybody here."""
+
+
+async def ask(chat: ChatPage, upstream: Upstream, question: str, answer: str) -> None:
+    await chat.send(question)
+    turn = await upstream.asked()
+    assert turn.question == question
+    await turn.answer(answer)
+    await chat.ended()
+
+
+async def test_a_closed_server_lets_in_who_signs_up(
+    closed_server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    visitor = await visit(closed_server)
+    visitor.may_complain.append("status of (401|400|409)")
+    page = visitor.page
+    form, chat = SignInForm(page), ChatPage(page)
+    await expect(form.name).to_be_focused()
+    await expect(chat.message).to_have_count(0)
+    await expect(form.hint).to_be_hidden()
+    await form.switch_to_sign_up()
+    await form.fill("ada", "short", email="ada@example.org")
+    await form.go("Sign up")
+    await expect(form.problem).to_have_text("A password has 8 to 1024 characters.")
+    await expect(form.password).to_be_focused()
+    await form.fill("ada", PASSWORD, email="ada@example.org")
+    await form.go("Sign up")
+    await expect(chat.message).to_be_focused()
+    await ask(chat, upstream, "Hello?", "Hello.")
+    await expect(chat.chats).to_have_text(["Hello?"])
+    address = page.url
+    await chat.sign_out()
+    await expect(form.name).to_be_visible()
+    await expect(page.get_by_text("Hello")).to_have_count(0)
+    # Somebody else may have the same browser, and sees nothing of it.
+    await form.switch_to_sign_up()
+    await form.fill("bob", PASSWORD, email="bob@example.org")
+    await form.go("Sign up")
+    await expect(chat.nothing_listed).to_have_text("No chats yet.")
+    visitor.may_complain.append("404")
+    await page.goto(address)
+    await expect(page.get_by_text("This chat does not exist, or is somebody else's.")).to_be_visible()
+    await chat.sign_out()
+    await form.fill("ada", "not her password")
+    await form.go("Sign in")
+    await expect(form.problem).to_have_text("The name or the password is wrong.")
+    await expect(form.name).to_have_value("ada")
+    await form.fill("ada", PASSWORD)
+    await form.go("Sign in")
+    await expect(chat.chats).to_have_text(["Hello?"])
+    await chat.chats.click()
+    await expect(chat.text_of(1)).to_have_text("Hello.")
+
+
+async def test_a_name_that_is_taken_is_said_where_it_stands(closed_server: "Server", visit: "Visit") -> None:
+    await register(closed_server, "eve")
+    visitor = await visit(closed_server)
+    visitor.may_complain.append("status of 409")
+    form = SignInForm(visitor.page)
+    await form.switch_to_sign_up()
+    await form.fill("Eve", PASSWORD, email="another@example.org")
+    await form.go("Sign up")
+    await expect(form.problem).to_have_text(
+        "This name is taken. Choose another one, or sign in if it is yours."
+    )
+    await expect(form.name).to_be_focused()
+    await form.name.fill("eve2")
+    await visitor.page.keyboard.press("Enter")
+    await expect(ChatPage(visitor.page).account("eve2")).to_be_visible()
+
+
+async def test_guests_keep_their_chats_and_their_place_when_they_sign_up(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    visitor = await visit(server)
+    page = visitor.page
+    form, chat = SignInForm(page), ChatPage(page)
+    await ask(chat, upstream, "As a guest", "Welcome.")
+    await chat.message.fill("what I was about to say")
+    other = ChatPage(await visitor.new_tab())
+    await expect(other.chats).to_have_text(["As a guest"])
+    await page.bring_to_front()
+    address = page.url
+    await chat.button("Sign in").click()
+    await expect(form.hint).to_have_text("What you said as a guest is kept.")
+    await form.switch_to_sign_up()
+    await form.fill("carol", PASSWORD, email="carol@example.org")
+    await form.go("Sign up")
+    await expect(chat.account("carol")).to_be_visible()
+    await expect(chat.chats).to_have_text(["As a guest"])
+    await expect(chat.text_of(1)).to_have_text("Welcome.")
+    await expect(chat.message).to_have_value("what I was about to say")
+    assert page.url == address
+    # All tabs are the same person.
+    await expect(other.account("carol")).to_be_visible()
+    await chat.sign_out()
+    await expect(chat.button("Sign in")).to_be_visible()
+    await expect(chat.nothing_listed).to_have_text("No chats yet.")
+    await expect(chat.message).to_have_value("")
+    await expect(other.nothing_listed).to_have_text("No chats yet.")
+
+
+async def test_a_login_that_is_ended_elsewhere_leads_to_the_sign_in_and_back(
+    closed_server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    tokens = await register(closed_server, "dora")
+    visitor = await visit(closed_server)
+    visitor.may_complain.append("status of 401|WebSocket")
+    page = visitor.page
+    form, chat = SignInForm(page), ChatPage(page)
+    await form.fill("dora", PASSWORD)
+    await form.go("Sign in")
+    await expect(chat.account("dora")).to_be_visible()
+    await ask(chat, upstream, "Hello?", "Hello.")
+    address = page.url
+    await chat.message.fill("what I was about to say")
+    change = {"current_password": PASSWORD, "new_password": PASSWORD + "!"}
+    headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+    reply = await closed_server.fetch("/api/v1/auth/password", "POST", headers, change)
+    assert reply.status < 300, reply.text
+    await expect(form.name).to_be_visible()
+    await expect(page.get_by_text("Hello")).to_have_count(0)
+    await form.fill("dora", PASSWORD + "!")
+    await form.go("Sign in")
+    await expect(chat.text_of(1)).to_have_text("Hello.")
+    await expect(chat.message).to_have_value("what I was about to say")
+    assert page.url == address
+    await page.keyboard.press("Control+Shift+O")
+    await page.reload()
+    await expect(chat.message).to_have_value("")
+
+
+async def test_nobody_finds_what_somebody_else_has_left_in_the_browser(
+    closed_server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    for name in ("gina", "hugo"):
+        await register(closed_server, name)
+    visitor = await visit(closed_server)
+    visitor.may_complain.append("ERR_|WebSocket|401")
+    page = visitor.page
+    form, chat = SignInForm(page), ChatPage(page)
+    await form.fill("gina", PASSWORD)
+    await form.go("Sign in")
+    await expect(chat.account("gina")).to_be_visible()
+    await expect(chat.connection).to_be_hidden()
+    await visitor.lose_network()
+    await chat.send("mine")
+    await expect(chat.waiting).to_contain_text("mine")
+    await chat.message.fill("mine, too")
+    await visitor.page.evaluate("localStorage.removeItem('sluice.identity')")
+    await visitor.find_network()
+    await page.goto(closed_server.http("/"))
+    await form.fill("hugo", PASSWORD)
+    await form.go("Sign in")
+    await expect(chat.account("hugo")).to_be_visible()
+    await expect(chat.nothing_listed).to_have_text("No chats yet.")
+    await ask(chat, upstream, "his", "Yes.")
+    await expect(chat.questions).to_have_text(["his"])
+    await expect(chat.waiting).to_have_count(0)
+    await chat.sign_out()
+    await form.fill("gina", PASSWORD)
+    await form.go("Sign in")
+    await expect(chat.account("gina")).to_be_visible()
+    turn = await upstream.asked()
+    assert turn.question == "mine"
+    await turn.answer("Here.")
+    await expect(chat.chats).to_have_text(["mine"])
+
+
+async def register(server: "Server", name: str) -> dict[str, Any]:
+    """A user from elsewhere. Returns the tokens of another login."""
+    account = {"username": name, "password": PASSWORD}
+    email = {"email": f"{name}@example.org"}
+    reply = await server.fetch("/api/v1/auth/register", "POST", None, account | email)
+    assert reply.status == 201, reply.text
+    tokens: dict[str, Any] = (await server.fetch("/api/v1/auth/login", "POST", None, account)).json
+    return tokens
