@@ -82,3 +82,10 @@ export class Api {
     });
   }
 }
+
+/** What a download is called; null: it has no name. Sources: RFC 6266 §4.3, RFC 8187 §3.2. */
+export function nameOf(response) {
+  const header = response.headers.get("Content-Disposition") ?? "";
+  const extended = header.match(/filename\*=UTF-8''([^;]+)/i);
+  return extended === null ? (header.match(/filename="([^"]+)"/)?.[1] ?? null) : decodeURIComponent(extended[1]);
+}

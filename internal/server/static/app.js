@@ -3,7 +3,7 @@
 import { AccountButton, signInPage } from "./account.js";
 import { Api } from "./api.js";
 import { Composer } from "./composer.js";
-import { Conversation } from "./conversation.js";
+import { Conversation, filesOf } from "./conversation.js";
 import { el, iconButton } from "./dom.js";
 import { Identity } from "./identity.js";
 import { Link } from "./link.js";
@@ -88,7 +88,10 @@ class App {
         fail: (error) => this.fail(error),
         retry: (message) => this.#retry(message),
         isConnected: () => this.#link.isOpen,
-        putBack: ({ text }) => (this.composer.draft = { ...this.composer.draft, text }),
+        putBack: ({ text, files, fields }) => {
+          const parts = typeof fields.input === "string" ? [] : filesOf(fields.input);
+          this.composer.takeUp(text, parts.map((part, index) => ({ name: files[index] ?? part.filename ?? "", part })));
+        },
       },
     });
     this.composer = new Composer({

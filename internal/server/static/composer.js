@@ -68,6 +68,13 @@ export class Composer {
     this.#showUploads();
   }
 
+  /** A message that was not sent, in front of what is being written. A file: {name, part}. */
+  takeUp(text, files) {
+    const uploads = files.map(({ name, part }) => ({ name, part, progress: 1, error: null, stop: new AbortController() }));
+    this.draft = { text: [text, this.#area.value].filter(Boolean).join("\n\n"), uploads: [...uploads, ...this.#uploads] };
+    this.focus();
+  }
+
   set isBusy(isBusy) {
     this.#isBusy = isBusy;
     this.#stop.hidden = !isBusy;
@@ -75,6 +82,7 @@ export class Composer {
   }
 
   attach(files) {
+    if (files.length > MAX_FILES - this.#uploads.length) this.#actions.fail(new ApiError(say("tooManyFiles", { count: MAX_FILES })));
     for (const file of [...files].slice(0, MAX_FILES - this.#uploads.length)) {
       const upload = { name: file.name, progress: 0, part: null, error: null, stop: new AbortController() };
       this.#uploads.push(upload);

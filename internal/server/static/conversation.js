@@ -240,9 +240,9 @@ export class Conversation extends EventTarget {
     this.#changed();
   }
 
-  /** Whether the chat goes on from this turn. */
-  isHead(turn) {
-    return this.head === turn.id;
+  /** Whether the chat goes on from this turn, or has gone on from it. */
+  isOnPath(turn) {
+    return this.head === turn.id || [...this.#turns.values()].some((it) => it.previous === turn.id && !it.aside);
   }
 
   /** Set aside what is not on the way to `tip`. */

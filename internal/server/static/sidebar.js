@@ -1,5 +1,6 @@
 /** The chats of a person, by day: to search, open, rename, export and delete. */
 
+import { nameOf } from "./api.js";
 import { asked, confirmed, openMenu } from "./dialogs.js";
 import { el, iconButton, icon, save } from "./dom.js";
 import { LANGUAGE, say } from "./words.js";
@@ -166,7 +167,7 @@ export class Sidebar {
   async #export(chat, format, ending) {
     try {
       const response = await this.#api.fetch("GET", `/conversations/${chat.session_id}/export?format=${format}`);
-      const name = response.headers.get("Content-Disposition")?.match(/filename="([^"]+)"/)?.[1] ?? `chat.${ending}`;
+      const name = nameOf(response) ?? `chat.${ending}`;
       save(await response.blob(), name);
     } catch (error) {
       this.#actions.fail(error);

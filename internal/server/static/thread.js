@@ -1,5 +1,6 @@
 /** The middle of the page: what was said in a chat, and what waits to be said. */
 
+import { nameOf } from "./api.js";
 import { asSent, filesOf, textOf, withText } from "./conversation.js";
 import { AnswerView } from "./answer.js";
 import { button, el, iconButton } from "./dom.js";
@@ -230,7 +231,7 @@ class GroupView {
     if (this.#edit) this.#edit.disabled = isBusy;
     for (const turn of group.turns) {
       const view = this.#answers.get(turn.id);
-      view?.mark(group.turns.length > 1 && this.#conversation.isHead(turn), isLast && !isBusy);
+      view?.mark(group.turns.length > 1 && this.#conversation.isOnPath(turn), isLast && !isBusy);
       if (turn.isRunning || this.#isShown) view?.show();
     }
     this.element.classList.toggle("last", isLast);
@@ -326,7 +327,10 @@ function attachment(part, api) {
   const image = el("img", { alt: say("attached", { name: part.filename ?? "" }), class: "attached" });
   api
     .fetch("GET", `/v1/files/${part.file_id}/content`)
-    .then((response) => response.blob())
+    .then((response) => {
+      image.alt = say("attached", { name: part.filename ?? nameOf(response) ?? "" });
+      return response.blob();
+    })
     .then((blob) => {
       image.src = URL.createObjectURL(blob);
       image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
