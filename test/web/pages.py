@@ -1,7 +1,17 @@
 """The chat page as a visitor sees it: what can be done there, by role and by name. The only place that knows
 how things on it are called."""
 
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import FilePayload, Locator, Page, expect
+
+# A file comes as from a clipboard, or from a desk.
+_BRING = """(target, [type, name, text]) => {
+  const things = new DataTransfer();
+  things.items.add(new File([text], name, {type: "text/plain"}));
+  const options = {bubbles: true, cancelable: true};
+  target.dispatchEvent(type === "paste"
+    ? new ClipboardEvent(type, {...options, clipboardData: things})
+    : new DragEvent(type, {...options, dataTransfer: things}));
+}"""
 
 
 class ChatPage:
@@ -49,6 +59,29 @@ class ChatPage:
     def status_of(self, number: int) -> Locator:
         """What an answer waits for, or how it ended."""
         return self.answer(number).get_by_role("status", include_hidden=True)
+
+    @staticmethod
+    def text_in(answer: Locator) -> Locator:
+        """As `text_of`, of an answer that was found, or of several."""
+        return answer.locator(".body")
+
+    @staticmethod
+    def status_in(answer: Locator) -> Locator:
+        return answer.get_by_role("status", include_hidden=True)
+
+    @property
+    def current_answers(self) -> Locator:
+        """Those of several that the chat goes on with."""
+        return self.page.locator(".answer.current")
+
+    @property
+    def files(self) -> Locator:
+        """What will go along with the message that is being written."""
+        return self.page.locator(".composer").get_by_role("listitem")
+
+    @property
+    def sent_files(self) -> Locator:
+        return self.questions.locator(".chip")
 
     @property
     def version(self) -> Locator:
@@ -155,6 +188,22 @@ class ChatPage:
 
     async def stop(self) -> None:
         await self.button("Stop").click()
+
+    async def go_on_with(self, model: str) -> None:
+        answer = self.answer_of(model)
+        await answer.get_by_role("button", name="Go on with this answer").click()
+
+    async def attach(self, *files: FilePayload) -> None:
+        """By the chooser."""
+        async with self.page.expect_file_chooser() as chooser:
+            await self.button("Attach a file").click()
+        await (await chooser.value).set_files(list(files))
+
+    async def paste(self, name: str, text: str) -> None:
+        await self.message.evaluate(_BRING, ["paste", name, text])
+
+    async def drop(self, name: str, text: str) -> None:
+        await self.page.get_by_role("main").evaluate(_BRING, ["drop", name, text])
 
     async def edit(self, number: int, text: str) -> None:
         """Say something else in the place of a message, and send it."""
