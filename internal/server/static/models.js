@@ -21,6 +21,7 @@ export class ModelPicker {
       this.#name,
       icon("down"),
     );
+    this.#show();
   }
 
   /** Throws ApiError. */
@@ -43,8 +44,9 @@ export class ModelPicker {
   }
 
   #show() {
-    this.#name.textContent = this.#chosen.join(", ");
-    this.element.setAttribute("aria-label", `${say("chooseModel")}: ${this.#chosen.join(", ")}`);
+    const names = this.#chosen.join(", ");
+    this.#name.textContent = names || say("chooseModel");
+    this.element.setAttribute("aria-label", names ? `${say("chooseModel")}: ${names}` : say("chooseModel"));
   }
 
   async #open() {
