@@ -576,7 +576,7 @@ async def test_a_model_that_is_gone_after_a_restart_says_so_and_another_one_answ
 ) -> None:
     server = changing_server
     visitor = await visit(server)
-    visitor.may_complain.append("ERR_CONNECTION_REFUSED|WebSocket connection")
+    visitor.may_complain.append("ERR_CONNECTION_REFUSED|WebSocket connection|status of 503")
     chat = ChatPage(visitor.page)
     await chat.choose("other")
     await chat.send("Who?")

@@ -2,9 +2,11 @@
 
 import datetime
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from pages import ChatPage
 from playwright.async_api import expect
 from scripted import Upstream
@@ -12,7 +14,14 @@ from scripted import Upstream
 if TYPE_CHECKING:
     from conftest import Visit
 
-    from test.conftest import Server
+    from test.conftest import RunServer, Server
+
+
+@pytest.fixture(scope="module")
+def naming_server(run_server: "RunServer", all_upstream: Upstream) -> Iterator["Server"]:
+    """Has a model find titles."""
+    with run_server({"models": [all_upstream.model("scripted")]}) as server:
+        yield server
 
 
 async def begin(chat: ChatPage, upstream: Upstream, question: str, answer: str = "Yes.") -> None:
@@ -39,6 +48,16 @@ async def test_chats_are_listed_by_day(server: "Server", upstream: Upstream, vis
         await expect(chat.days).to_have_text([name])
     await begin(chat, upstream, "another one")
     await expect(chat.chats).to_have_text(["another one", "today's"])
+
+
+async def test_a_model_names_the_chat(naming_server: "Server", upstream: Upstream, visit: "Visit") -> None:
+    visitor = await visit(naming_server)
+    chat = ChatPage(visitor.page)
+    await begin(chat, upstream, "What holds the water back?")
+    await (await upstream.asked()).answer("Gates")
+    await expect(chat.chats).to_have_text(["Gates"])
+    await expect(chat.title).to_have_text("Gates")
+    await expect(visitor.page).to_have_title("Gates – Sluice")
 
 
 async def test_a_search_finds_what_was_said(server: "Server", upstream: Upstream, visit: "Visit") -> None:
