@@ -114,7 +114,13 @@ export class Conversation extends EventTarget {
   async refresh() {
     if (this.id === null) return;
     if (!this.isLoaded) return this.load();
-    await this.#read(NEWEST);
+    const { hasOlder } = this;
+    const known = new Set(this.#turns.keys());
+    const isApart = ({ has_more: hasMore, data }) => known.size > 0 && hasMore && !data.some((turn) => known.has(turn.id));
+    let page = await this.#read(NEWEST);
+    // More may be new than one page holds.
+    while (isApart(page)) page = await this.#read(PAGE, page.data.map((turn) => turn.id).sort()[0]);
+    if (known.size > 0) this.hasOlder = hasOlder;
     this.#changed();
   }
 
@@ -130,6 +136,7 @@ export class Conversation extends EventTarget {
     this.head = page.head_id;
     if (after !== null || this.#turns.size === 0) this.hasOlder = page.has_more;
     for (const found of page.data) this.#take(found);
+    return page;
   }
 
   #take(found) {
