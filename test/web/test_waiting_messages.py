@@ -191,6 +191,24 @@ async def test_a_line_that_is_dead_without_a_word_is_noticed(
     assert [turn.question for turn in upstream.turns] == ["Two"]
 
 
+async def test_a_line_that_dies_in_mid_answer_without_a_word_is_noticed(
+    cable: Cable, visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(cable, None)
+    await visitor.page.clock.install()
+    await visitor.open()
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    turn = await upstream.asked()
+    await turn.say("What was")
+    await expect(chat.text_of(1)).to_have_text("What was")
+    cable.silence()
+    await turn.answer(" not heard.")
+    await visitor.page.clock.run_for(26_000)
+    await expect(chat.text_of(1)).to_have_text("What was not heard.")
+    await chat.ended()
+
+
 NEWS = """() => new BroadcastChannel("sluice").postMessage({
   kind: "turn", conversation: location.pathname.split("/")[2]
 })"""

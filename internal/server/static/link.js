@@ -10,6 +10,8 @@ const LOOK_MS = 5_000;
 const SLEPT_MS = 20_000;
 /** What is asked is answered sooner, if only with a place in the queue, or the connection is dead without a word. */
 const DEAF_MS = 15_000;
+/** So long nothing may come while something is awaited; twice as long at each time that a new connection changed nothing. */
+const SILENT_MS = 20_000;
 /** So slowly a long message may go. */
 const SLOW_BYTES_PER_MS = 10;
 /** One that breaks sooner was none: the next one may have to wait. */
@@ -35,8 +37,12 @@ export class Link extends EventTarget {
   #lookedAt = Date.now();
   #openedAt = 0;
   #unanswered = null;
+  #heardAt = 0;
+  #maySilentMs = SILENT_MS;
 
   generation = 0;
+  /** Whether the server may have something to say by itself. */
+  isAwaited = () => false;
 
   constructor(path, identity) {
     super();
@@ -74,6 +80,12 @@ export class Link extends EventTarget {
   }
 
   #heard() {
+    this.#stopWaiting();
+    this.#heardAt = Date.now();
+    this.#maySilentMs = SILENT_MS;
+  }
+
+  #stopWaiting() {
     clearTimeout(this.#unanswered);
     this.#unanswered = null;
   }
@@ -115,6 +127,7 @@ export class Link extends EventTarget {
       clearTimeout(patience);
       if (socket !== this.#socket) return;
       this.#openedAt = Date.now();
+      this.#heardAt = Date.now();
       this.generation += 1;
       this.dispatchEvent(new Event("open"));
     });
@@ -142,7 +155,7 @@ export class Link extends EventTarget {
   #lose() {
     const socket = this.#socket;
     this.#socket = null;
-    this.#heard();
+    this.#stopWaiting();
     if (socket === null) return;
     if (this.#isSteady) this.#tries = 0;
     this.#openedAt = 0;
@@ -165,6 +178,12 @@ export class Link extends EventTarget {
   #look() {
     const slept = Date.now() - this.#lookedAt > SLEPT_MS + (document.hidden ? 60_000 : 0);
     this.#lookedAt = Date.now();
-    if (slept && this.isOpen) this.reopen();
+    if (!this.isOpen) return;
+    if (slept) return this.reopen();
+    if (!this.isAwaited()) this.#heardAt = Date.now();
+    if (Date.now() - this.#heardAt < this.#maySilentMs) return;
+    // A browser does not tell of a connection that is dead without a word, nor of the server's pings.
+    this.#maySilentMs *= 2;
+    this.reopen();
   }
 }

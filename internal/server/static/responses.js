@@ -162,6 +162,7 @@ export class Responses extends EventTarget {
     super();
     this.#link = link;
     this.#api = api;
+    link.isAwaited = () => this.#running.size > 0;
     link.addEventListener("open", () => this.#resumeAll());
     link.addEventListener("message", ({ detail }) => this.#hear(detail));
   }
