@@ -293,7 +293,8 @@ class Connection(Protocol):
     def ping(self) -> None: ...
 
     async def drain(self) -> None:
-        """Return when the transport is no longer congested. Raises ConnectionError when it is lost."""
+        """Return when the transport is no longer congested. Raises ConnectionError when it is lost. Whoever
+        is cancelled here may wait again."""
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame, and end the connection also when the peer does not answer."""

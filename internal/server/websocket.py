@@ -116,7 +116,12 @@ class WebSocketConnection:
             self._transport.write(bytes((0x80 | opcode, len(payload))) + payload)
 
     async def drain(self) -> None:
-        await self._drain()
+        try:
+            await self._drain()
+        except asyncio.CancelledError:
+            # aiohttp would have whoever waits next wait for the same future, which is cancelled for good.
+            self._protocol._drain_waiter = None
+            raise
 
     def close(self, code: int, reason: str) -> None:
         """Send the close frame. The reader then waits for the peer's, CLOSE_TIMEOUT_S at most."""
