@@ -79,7 +79,8 @@ export class ModelPicker {
 
 function read() {
   try {
-    return JSON.parse(localStorage.getItem(PLACE)) ?? [];
+    const kept = JSON.parse(localStorage.getItem(PLACE));
+    return Array.isArray(kept) ? kept : [];
   } catch {
     return [];
   }

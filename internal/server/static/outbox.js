@@ -225,7 +225,8 @@ const idIn = (lane) => String(lane).split(":")[0];
 
 function read() {
   try {
-    return JSON.parse(localStorage.getItem(PLACE)) ?? [];
+    const kept = JSON.parse(localStorage.getItem(PLACE));
+    return Array.isArray(kept) ? kept : [];
   } catch {
     return [];
   }
