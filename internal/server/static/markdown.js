@@ -13,6 +13,8 @@ const GATHER_MS = 20;
 const RETRY_MS = 3000;
 /** A growing block is kept in pieces: the browser lays out anew what has changed, and that shall be little. */
 const PIECE_CHARS = 2000;
+/** So many blocks make a part. The last two parts are laid out, those before them when somebody comes near. */
+const PART_BLOCKS = 20;
 
 const trusted = globalThis.trustedTypes?.createPolicy("sluice", { createHTML: (html) => html }) ?? { createHTML: (html) => html };
 
@@ -91,6 +93,9 @@ export class BlockSplitter {
   /** How much of the block has been looked at: whole lines. */
   #seen = 0;
   #fence = null;
+  /** Of what has been looked at: whether there is more than blank lines, begun as a list, and a blank line behind it. */
+  #hasText = false;
+  #isList = false;
   #hasGap = false;
 
   /** The blocks that are complete with `delta`. What is left of it grows in `rest`. */
@@ -102,7 +107,7 @@ export class BlockSplitter {
       this.#block = this.#block.slice(cut);
       this.#seen = 0;
       this.#fence = null;
-      this.#hasGap = false;
+      this.#hasText = this.#isList = this.#hasGap = false;
       if (block.trim()) complete.push(block);
     }
     return complete;
@@ -128,13 +133,15 @@ export class BlockSplitter {
           if (!this.#isList) return this.#seen;
         }
       } else if (!line.trim()) {
-        this.#hasGap = this.#block.slice(0, begin).trim() !== "";
+        this.#hasGap = this.#hasText;
       } else {
         const fence = (this.#isList ? line.trimStart() : line).match(FENCE);
         if (fence !== null) {
-          if (!this.#isList && this.#block.slice(0, begin).trim()) return this.#cutBefore(begin);
+          if (!this.#isList && this.#hasText) return this.#cutBefore(begin);
           this.#fence = fence[1];
         }
+        if (!this.#hasText) this.#isList = LIST_ITEM.test(line.trimStart());
+        this.#hasText = true;
         this.#hasGap = false;
       }
     }
@@ -143,10 +150,6 @@ export class BlockSplitter {
   #cutBefore(begin) {
     this.#seen = begin;
     return begin;
-  }
-
-  get #isList() {
-    return LIST_ITEM.test(this.#block.trimStart().split("\n", 1)[0]);
   }
 
   /** Whether a line behind a blank one begins a block. Of a list too little may be known of it. */
@@ -163,6 +166,7 @@ export class LiveText {
   #splitter = new BlockSplitter();
   #renderer;
   #element;
+  #part = null;
   #growing = null;
   #fresh = [];
   #flush = onFrame(() => this.#draw());
@@ -208,11 +212,19 @@ export class LiveText {
 
   #block() {
     if (this.#growing === null) {
+      if (this.#part === null || this.#part.childElementCount === PART_BLOCKS) this.#beginPart();
       const element = el("div", { class: "block growing" });
-      this.#element.append(element);
+      this.#part.append(element);
       this.#growing = new Growing(element);
     }
     return this.#growing.element;
+  }
+
+  /** Else the browser would look at every block again for each that is added. */
+  #beginPart() {
+    this.#part?.previousElementSibling?.classList.add("far");
+    this.#part = el("div", { class: "part" });
+    this.#element.append(this.#part);
   }
 
   #grow(text) {
