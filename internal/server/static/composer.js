@@ -5,6 +5,8 @@ import { el, iconButton } from "./dom.js";
 import { say, sayError } from "./words.js";
 
 const MAX_FILES = 16;
+/** Else a long text is laid out three times for each letter. */
+const GROWS_BY_ITSELF = CSS.supports("field-sizing", "content");
 
 /** `actions`: {send({text, files}), stop, fail}. A file: {name, part}, `part` as the API takes it. */
 export class Composer {
@@ -144,8 +146,10 @@ export class Composer {
   }
 
   #grow() {
-    this.#area.style.height = "auto";
-    this.#area.style.height = `${this.#area.scrollHeight}px`;
+    if (!GROWS_BY_ITSELF) {
+      this.#area.style.height = "auto";
+      this.#area.style.height = `${this.#area.scrollHeight}px`;
+    }
     this.#update();
   }
 }
