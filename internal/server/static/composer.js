@@ -7,6 +7,8 @@ import { say, sayError } from "./words.js";
 const MAX_FILES = 16;
 /** Else a long text is laid out three times for each letter. */
 const GROWS_BY_ITSELF = CSS.supports("field-sizing", "content");
+/** Whether more than that runs from the right takes Chromium seconds to tell, in one long line. */
+const LONG_CHARS = 20_000;
 
 /** `actions`: {send({text, files}), stop, fail}. A file: {name, part}, `part` as the API takes it. */
 export class Composer {
@@ -146,6 +148,7 @@ export class Composer {
   }
 
   #grow() {
+    this.#area.dir = this.#area.value.length > LONG_CHARS ? "" : "auto";
     if (!GROWS_BY_ITSELF) {
       this.#area.style.height = "auto";
       this.#area.style.height = `${this.#area.scrollHeight}px`;
