@@ -46,7 +46,7 @@ export class Thread {
     this.#conversation?.removeEventListener("change", this.#changed);
     this.#conversation = conversation;
     for (const view of this.#views.values()) view.remove();
-    for (const view of this.#waiting.values()) view.remove();
+    for (const { element } of this.#waiting.values()) element.remove();
     this.#views.clear();
     this.#waiting.clear();
     this.#isAtEnd = true;
@@ -98,35 +98,44 @@ export class Thread {
     // The answer to one may be here before it is known that the server has it.
     const messages = this.#outbox.in(id, place).filter((message) => !this.#conversation.hasAnswerTo(message.id));
     const ids = new Set(messages.map((message) => message.id));
-    for (const [id, element] of this.#waiting) {
+    for (const [id, { element }] of this.#waiting) {
       if (ids.has(id)) continue;
       element.remove();
       this.#waiting.delete(id);
     }
-    for (const message of messages) {
-      this.#waiting.get(message.id)?.remove();
-      const element = this.#waitingMessage(message);
-      this.#waiting.set(message.id, element);
-      this.#list.append(element);
+    let next = null;
+    for (const message of messages.toReversed()) {
+      const why = message.error === null ? this.#whyItWaits() : sayError(message.error);
+      let shown = this.#waiting.get(message.id);
+      // What is as it was stays: who is at one of its buttons stays there, and a long text is laid out once.
+      if (shown?.why !== why) {
+        shown?.element.remove();
+        shown = { element: this.#waitingMessage(message, why), why };
+        this.#waiting.set(message.id, shown);
+      }
+      if (shown.element.parentNode !== this.#list || shown.element.nextSibling !== next) this.#list.insertBefore(shown.element, next);
+      next = shown.element;
     }
     this.#empty.hidden = messages.length > 0 || !this.#conversation.isEmpty || !this.#note.hidden;
     this.#follow();
   }
 
-  #waitingMessage(message) {
+  #whyItWaits() {
+    if (!this.#actions.isConnected()) return say("waitsForConnection");
+    return this.#conversation.isBusy ? say("waitsForAnswer") : say("sending");
+  }
+
+  #waitingMessage(message, why) {
     const files = message.files.map((name) => el("span", { class: "chip", text: name }));
     const bubble = el("div", { class: "bubble" }, files, message.text);
     if (message.error === null) {
-      const why = !this.#actions.isConnected()
-        ? say("waitsForConnection")
-        : this.#conversation.isBusy ? say("waitsForAnswer") : say("sending");
       const discard = iconButton("close", say("discard"), () => this.#outbox.remove(message));
       return el("section", { class: "turn waiting" }, el("div", { class: "asked" }, bubble, el("p", { class: "status" }, why, discard)));
     }
     const problem = el(
       "div",
       { class: "problem", role: "alert" },
-      el("p", { text: sayError(message.error) }),
+      el("p", { text: why }),
       button(say("retry"), () => this.#actions.retry(message)),
       button(say("discard"), () => {
         this.#outbox.remove(message);
