@@ -20,6 +20,8 @@ export class AnswerView {
   #facts = el("span", { class: "facts" });
   #buttons = el("span", { class: "buttons" });
   #stop = null;
+  /** Of which end the buttons are. */
+  #arranged = null;
   #isShown = false;
   #left = new AbortController();
 
@@ -136,9 +138,14 @@ export class AnswerView {
       }
       return;
     }
+    const found = `${status} ${text !== ""}`;
+    if (found === this.#arranged) return;
+    this.#arranged = found;
+    const hadFocus = this.#buttons.contains(document.activeElement);
     const copy = text ? copyButton(say("copyAnswer"), () => this.#answer.text) : null;
     const again = this.#actions.retry && status !== "failed" ? iconButton("retry", say("regenerate"), this.#actions.retry) : null;
     this.#buttons.replaceChildren(...[copy, again].filter(Boolean));
+    if (hadFocus) (copy ?? again)?.focus();
   }
 
   #measure() {

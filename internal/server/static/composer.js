@@ -5,6 +5,8 @@ import { el, iconButton } from "./dom.js";
 import { say, sayError } from "./words.js";
 
 const MAX_FILES = 16;
+/** Where fingers do the typing, to be in the field covers half of the page. */
+const HAS_KEYBOARD = matchMedia("(hover: hover)");
 /** Else a long text is laid out three times for each letter. */
 const GROWS_BY_ITSELF = CSS.supports("field-sizing", "content");
 /** Whether more than that runs from the right takes Chromium seconds to tell, in one long line. */
@@ -81,6 +83,7 @@ export class Composer {
 
   set isBusy(isBusy) {
     this.#isBusy = isBusy;
+    if (!isBusy && document.activeElement === this.#stop) this.focus();
     this.#stop.hidden = !isBusy;
     this.#update();
   }
@@ -138,6 +141,7 @@ export class Composer {
     } catch (error) {
       return this.#actions.fail(error);
     }
+    if (document.activeElement === this.#send && HAS_KEYBOARD.matches) this.focus();
     this.draft = { text: "", uploads: [] };
   }
 

@@ -68,6 +68,7 @@ export class Thread {
     if (conversation === null) return;
     const groups = conversation.groups;
     const keys = new Set(groups.map((group) => group.key));
+    const focused = [...this.#list.children].findIndex((it) => it.contains(document.activeElement));
     for (const [key, view] of this.#views) {
       if (keys.has(key)) continue;
       view.remove();
@@ -89,6 +90,10 @@ export class Thread {
     });
     this.#older.hidden = !conversation.hasOlder;
     this.#showWaiting();
+    // Who was at a button of what is gone goes on at what has come in its place.
+    if (focused >= 0 && groups.length && !this.#list.contains(document.activeElement)) {
+      this.#views.get(groups[Math.min(focused, groups.length - 1)].key).focus();
+    }
   }
 
   /** The messages that the server has not taken yet; with nothing at all, a greeting. */
@@ -228,6 +233,11 @@ class GroupView {
     for (const view of this.#answers.values()) view.leave();
   }
 
+  focus() {
+    this.element.tabIndex = -1;
+    this.element.focus({ preventScroll: true });
+  }
+
   /** Render what was said. */
   show() {
     this.#isShown = true;
@@ -291,6 +301,7 @@ class GroupView {
   }
 
   #ask(input, text) {
+    this.focus(); // its buttons are gone, or disabled, while it is answered
     const turns = this.#group.turns;
     const models = turns.length > 1 ? turns.map((turn) => turn.answer.model) : null;
     this.#actions.ask({ input, text, replaces: turns[0].id, models });
