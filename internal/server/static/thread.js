@@ -36,7 +36,9 @@ export class Thread {
     this.#seen = new IntersectionObserver((entries) => {
       for (const { isIntersecting, target } of entries) if (isIntersecting) this.#reveal(target);
     }, options);
-    new ResizeObserver(() => this.#follow()).observe(this.element);
+    // What was said grows also when it becomes Markdown, and when a picture has come.
+    const sizes = new ResizeObserver(() => this.#follow());
+    for (const element of [this.element, this.#list]) sizes.observe(element);
     new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.#loadOlder(), options).observe(this.#older);
     outbox.addEventListener("change", () => this.#showWaiting());
   }
@@ -68,6 +70,9 @@ export class Thread {
     if (conversation === null) return;
     const groups = conversation.groups;
     const keys = new Set(groups.map((group) => group.key));
+    // While older ones come, whoever reads stays where they are now.
+    const first = this.#older.disabled ? this.#list.firstElementChild : null;
+    const top = first?.getBoundingClientRect().top;
     const focused = [...this.#list.children].findIndex((it) => it.contains(document.activeElement));
     for (const [key, view] of this.#views) {
       if (keys.has(key)) continue;
@@ -89,6 +94,7 @@ export class Thread {
       before = view.element;
     });
     this.#older.hidden = !conversation.hasOlder;
+    if (first?.isConnected) this.element.scrollTop += first.getBoundingClientRect().top - top;
     this.#showWaiting();
     // Who was at a button of what is gone goes on at what has come in its place.
     if (focused >= 0 && groups.length && !this.#list.contains(document.activeElement)) {
@@ -160,12 +166,10 @@ export class Thread {
 
   async #loadOlder() {
     if (this.#older.disabled) return;
-    const { scrollHeight, scrollTop } = this.element;
     this.#isAtEnd = false;
     this.#older.disabled = true;
     try {
       await this.#conversation.loadOlder();
-      this.element.scrollTop = scrollTop + this.element.scrollHeight - scrollHeight;
     } catch (error) {
       this.#actions.fail(error);
     } finally {
