@@ -267,6 +267,38 @@ async def test_another_answer_stands_beside_the_first(
     await expect(chat.text_of(1)).to_have_text("one")
 
 
+async def test_news_of_before_do_not_lead_back_to_the_version_of_before(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    visitor = await visit(server)
+    chat = ChatPage(visitor.page)
+    await chat.send("A number?")
+    await (await upstream.asked()).answer("one")
+    await chat.ended()
+    await chat.button("Answer again").click()
+    again = await upstream.asked()
+    await again.say("two")
+    await expect(chat.text_of(1)).to_have_text("two")
+    turns = "**/turns?limit=10"
+    gate = await visitor.hold(turns, answered=True)
+    await again.finish()
+    await gate.reached()
+    await chat.button("Earlier version").click()
+    await expect(chat.text_of(1)).to_have_text("one")
+    # What it tells is of no use: it is asked for again.
+    async with visitor.page.expect_request(turns) as asked_again:
+        gate.open()
+    await (await asked_again.value).response()
+    await expect(chat.text_of(1)).to_have_text("one")
+    await chat.send("And now?")
+    turn = await upstream.asked()
+    assert said(turn) == [("user", "A number?"), ("assistant", "one"), ("user", "And now?")]
+    await turn.answer("behind one")
+    await chat.ended()
+    await expect(chat.text_of(1)).to_have_text("one")
+    await expect(chat.text_of(2)).to_have_text("behind one")
+
+
 async def test_a_message_is_edited_in_the_middle_of_a_chat(
     server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:

@@ -43,14 +43,19 @@ class Site(Protocol):
 class Gate:
     """A request stands before it until it is opened."""
 
-    def __init__(self) -> None:
+    def __init__(self, answered: bool) -> None:
+        self._answered = answered
         self._is_reached = asyncio.Event()
         self._is_open = asyncio.Event()
 
     async def pass_one(self, route: Route) -> None:
+        answer = await route.fetch() if self._answered else None
         self._is_reached.set()
         await self._is_open.wait()
-        await route.continue_()
+        if answer is None:
+            await route.continue_()
+        else:
+            await route.fulfill(response=answer)
 
     async def reached(self) -> None:
         async with asyncio.timeout(PATIENCE_MS / 1000):
@@ -122,9 +127,10 @@ class Visitor:
         when the network is found again."""
         await self.context.set_offline(True)
 
-    async def hold(self, pattern: str) -> "Gate":
-        """Keep what is asked for next, at an address of this pattern, from the server."""
-        gate = Gate()
+    async def hold(self, pattern: str, *, answered: bool = False) -> "Gate":
+        """Keep what is asked for next, at an address of this pattern, from the server; or `answered`, its
+        answer from the page."""
+        gate = Gate(answered)
         await self.context.route(pattern, gate.pass_one, times=1)
         return gate
 

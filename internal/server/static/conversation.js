@@ -68,6 +68,8 @@ export class Conversation extends EventTarget {
   #responses;
   #turns = new Map();
   #loading = null;
+  /** How often it has gone on from elsewhere by what was done here. */
+  #moves = 0;
 
   id;
   /** What it is called here while it has no id yet. */
@@ -132,7 +134,9 @@ export class Conversation extends EventTarget {
 
   async #read(limit, after = null) {
     const behind = after === null ? "" : `&after=${after}`;
+    const moves = this.#moves;
     const page = await this.#api.call("GET", `/v1/conversations/${this.id}/turns?limit=${limit}${behind}`);
+    if (moves !== this.#moves) return this.#read(limit, after); // it may tell of where one was before
     this.head = page.head_id;
     if (after !== null || this.#turns.size === 0) this.hasOlder = page.has_more;
     for (const found of page.data) this.#take(found);
@@ -243,6 +247,7 @@ export class Conversation extends EventTarget {
   /** Of several answers, go on from this one. Throws ApiError. */
   async choose(turn) {
     await this.#api.call("PATCH", `/v1/batches/${turn.batch.id}`, { chosen: turn.id });
+    this.#moves += 1;
     this.head = turn.id;
     this.#changed();
   }
@@ -254,6 +259,7 @@ export class Conversation extends EventTarget {
 
   /** Set aside what is not on the way to `tip`. */
   #goTo(tip) {
+    this.#moves += 1;
     const onPath = new Set();
     for (let turn = tip; turn !== undefined; turn = this.#turns.get(turn.previous)) onPath.add(keyOf(turn));
     for (const turn of this.#turns.values()) turn.aside = !onPath.has(keyOf(turn));
