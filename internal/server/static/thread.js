@@ -200,7 +200,10 @@ class GroupView {
   #actions;
   #answers = new Map();
   #asked;
-  #variants = el("span", { class: "variants", hidden: true });
+  #back = iconButton("back", say("previousVariant"), () => this.#switch(-1));
+  #which = el("span");
+  #next = iconButton("next", say("nextVariant"), () => this.#switch(1));
+  #variants = el("span", { class: "variants", hidden: true }, this.#back, this.#which, this.#next);
   #edit;
   #input;
   #group;
@@ -312,25 +315,30 @@ class GroupView {
   }
 
   #updateVariants(isBusy) {
-    const { variants } = this.#group;
-    this.#variants.hidden = variants.length < 2;
-    if (variants.length < 2) return;
-    const at = variants.findIndex((it) => it.key === this.#group.key);
-    const go = (to) => async () => {
-      await this.#tried(this.#conversation.switchTo(variants[to]));
-      this.#actions.switched(variants[to].key, to < at);
-    };
-    this.#variants.replaceChildren(
-      iconButton("back", say("previousVariant"), go(at - 1), { disabled: isBusy || at === 0 }),
-      el("span", { text: say("variant", { number: at + 1, count: variants.length }) }),
-      iconButton("next", say("nextVariant"), go(at + 1), { disabled: isBusy || at === variants.length - 1 }),
-    );
+    const { count, at } = this.#place();
+    this.#variants.hidden = count < 2;
+    this.#back.disabled = isBusy || at === 0;
+    this.#next.disabled = isBusy || at === count - 1;
+    const words = say("variant", { number: at + 1, count });
+    if (this.#which.textContent !== words) this.#which.textContent = words;
+  }
+
+  /** Which of its versions this is. */
+  #place() {
+    const { variants, key } = this.#group;
+    return { variants, count: variants.length, at: variants.findIndex((it) => it.key === key) };
+  }
+
+  async #switch(step) {
+    const { variants, at } = this.#place();
+    const other = variants[at + step];
+    await this.#tried(this.#conversation.switchTo(other));
+    this.#actions.switched(other.key, step < 0);
   }
 
   /** Whoever came from another version by its arrows is at these now. */
   focusVariants(isBack) {
-    const [back, next] = this.#variants.querySelectorAll("button");
-    const [first, second] = isBack ? [back, next] : [next, back];
+    const [first, second] = isBack ? [this.#back, this.#next] : [this.#next, this.#back];
     (first.disabled ? second : first).focus();
   }
 
