@@ -127,7 +127,8 @@ class App {
   async start() {
     const left = takeLeft();
     const isOurs = left !== null && (left.name === null || left.name === this.#name);
-    if (isOurs) history.replaceState(null, "", left.path);
+    // A guest whom the server did not know any more is another one now, without any chats.
+    if (isOurs && this.#name !== null) history.replaceState(null, "", left.path);
     this.#route();
     if (isOurs) this.composer.draft = { text: left.text, uploads: [] };
     this.#link.open();
