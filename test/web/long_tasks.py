@@ -54,9 +54,8 @@ _CATEGORIES = ["toplevel", "disabled-by-default-devtools.timeline"]
 
 @asynccontextmanager
 async def longest_work(page: Page) -> AsyncIterator[Longest]:
-    """As `longest_task`, but what counts is the time that a processor spent on a task, so that other programs
-    do not lengthen it. Of all
-    pages.
+    """As `longest_task`, of all pages; but what counts is the time that a processor spent on a task, so that
+    other programs do not lengthen it.
 
     Source: https://chromedevtools.github.io/devtools-protocol/tot/Tracing/
     """
