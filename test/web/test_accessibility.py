@@ -59,6 +59,15 @@ async def test_colours_that_nobody_can_read_are_told(pages: "Pages", visit: "Vis
         await accessible(visitor.page)
 
 
+_FAINTEST = """() => {
+  for (const animation of document.getAnimations()) {
+    animation.pause();
+    animation.currentTime = animation.effect.getTiming().duration;
+  }
+}"""
+"""What comes and goes is at its faintest."""
+
+
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -82,8 +91,11 @@ async def test_a_chat_is_accessible_at_every_step(
     await expect(chat.model).to_have_text("scripted")
     await accessible(page)
     await chat.send("What is a sluice?")
+    await page.evaluate(_FAINTEST)
+    await accessible(page)
     await upstream.think("Hm. ", "Water?")
     await expect(chat.thinking).to_contain_text("Water?")
+    await page.evaluate(_FAINTEST)
     await accessible(page)
     await upstream.say(ANSWER, "And so")
     await expect(chat.text_of(1)).to_contain_text("And so")
