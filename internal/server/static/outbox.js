@@ -75,10 +75,15 @@ export class Outbox extends EventTarget {
   }
 
   add(message) {
-    if (read().length >= MAX_KEPT) throw new ApiError("too many messages wait to be sent", { code: "outbox_full" });
+    if (read().length >= MAX_KEPT) throw full();
     const kept = { id: randomId(), tab: this.#tab, owner: this.#owner, sentIn: null, error: null, ...message };
     this.#messages.push(kept);
-    this.#save();
+    try {
+      this.#save();
+    } catch {
+      this.remove(kept);
+      throw full(); // a browser keeps a few megabytes only
+    }
     this.pump();
     return kept;
   }
@@ -219,6 +224,8 @@ function takeTab() {
   sessionStorage.removeItem(TAB);
   return tab;
 }
+
+const full = () => new ApiError("too many messages wait to be sent", { code: "outbox_full" });
 
 /** Of several models each answers in a lane of its own, behind a colon. */
 const idIn = (lane) => String(lane).split(":")[0];
