@@ -5,6 +5,7 @@ import io
 import os
 import pty
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ class Program:
     def _on_a_terminal(self, words: tuple[str, ...], types: list[str]) -> tuple[int, str]:
         child, terminal = pty.fork()
         if child == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # whatever those who started the tests ignore
             os.chdir(ROOT)
             os.execv(sys.executable, [sys.executable, *self.words(*words)])
         said, lines = b"", iter(types)

@@ -51,7 +51,7 @@ async def test_health(server: "Server") -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/nothing", 404),
         ("GET", "/ws/", 404),
