@@ -4,7 +4,7 @@ import { button, copyButton, el, iconButton, onFrame } from "./dom.js";
 import { LiveText } from "./markdown.js";
 import { say, sayError, sayNumber } from "./words.js";
 
-/** `actions`: {retry, stop, choose} of its turn. `drawn` is called when it grows. */
+/** `actions`: {retry, stop, choose} of its turn; `choose` is null where there is nothing to choose. `drawn` is called when it grows. */
 export class AnswerView {
   #answer;
   #renderer;
@@ -22,6 +22,7 @@ export class AnswerView {
   #stop = null;
   /** Of which end the buttons are. */
   #arranged = null;
+  #choose = null;
   #isShown = false;
   #left = new AbortController();
 
@@ -55,8 +56,6 @@ export class AnswerView {
   leave() {
     this.#left.abort();
   }
-
-  #choose = null;
 
   /** Show what has been said; nothing is made of it before. */
   show() {
@@ -118,8 +117,7 @@ export class AnswerView {
     this.#status.textContent = note;
     this.#status.hidden = !note;
     if (status === "failed" && this.#error.hidden) {
-      const retry = this.#actions.retry && button(say("retry"), this.#actions.retry);
-      this.#error.replaceChildren(el("p", { text: sayError(error) }), retry ?? "");
+      this.#error.replaceChildren(el("p", { text: sayError(error) }), button(say("retry"), this.#actions.retry));
       this.#error.hidden = false;
     }
     this.#arrange();
@@ -132,7 +130,7 @@ export class AnswerView {
   #arrange() {
     const { isDone, text, model, status } = this.#answer;
     if (!isDone) {
-      if (this.#stop === null && this.#actions.stop) {
+      if (this.#stop === null) {
         this.#stop = iconButton("stop", say("stopOne", { model }), this.#actions.stop);
         this.#buttons.replaceChildren(this.#stop);
       }
@@ -143,7 +141,7 @@ export class AnswerView {
     this.#arranged = found;
     const hadFocus = this.#buttons.contains(document.activeElement);
     const copy = text ? copyButton(say("copyAnswer"), () => this.#answer.text) : null;
-    const again = this.#actions.retry && status !== "failed" ? iconButton("retry", say("regenerate"), this.#actions.retry) : null;
+    const again = status !== "failed" ? iconButton("retry", say("regenerate"), this.#actions.retry) : null;
     this.#buttons.replaceChildren(...[copy, again].filter(Boolean));
     if (hadFocus) (copy ?? again)?.focus();
   }

@@ -2,8 +2,8 @@
 
 import { AccountButton, signInPage } from "./account.js";
 import { Api } from "./api.js";
-import { Composer } from "./composer.js";
-import { Conversation, filesOf } from "./conversation.js";
+import { Composer, HAS_KEYBOARD } from "./composer.js";
+import { Conversation, filesOf, question } from "./conversation.js";
 import { el, iconButton } from "./dom.js";
 import { Identity } from "./identity.js";
 import { Link } from "./link.js";
@@ -12,13 +12,12 @@ import { ModelPicker } from "./models.js";
 import { Outbox } from "./outbox.js";
 import { Responses } from "./responses.js";
 import { openSettings, settingFields } from "./settings.js";
-import { Sidebar } from "./sidebar.js";
+import { MAX_TITLE, Sidebar } from "./sidebar.js";
 import { Thread } from "./thread.js";
 import { say, sayError } from "./words.js";
 
 const MAX_OPEN = 20;
 const LEFT = "sluice.left";
-const MAX_TITLE = 50;
 const TOAST_MS = 6000;
 const CONNECTED_MS = 2500;
 /** A break that is shorter nobody has to know of. */
@@ -167,8 +166,7 @@ class App {
     const path = id === null ? "/" : `/c/${id}`;
     if (path !== location.pathname) history.pushState(null, "", path);
     this.#route();
-    // Where fingers do the typing a keyboard would cover what was to be read.
-    if (matchMedia("(hover: hover)").matches) this.composer.focus();
+    if (HAS_KEYBOARD.matches) this.composer.focus();
   }
 
   #route() {
@@ -247,8 +245,7 @@ class App {
   // ── asking ─────────────────────────────────────────────────────────────────────────────────────
 
   #send({ text, files }) {
-    const content = [...(text ? [{ type: "input_text", text }] : []), ...files.map((file) => file.part)];
-    const input = files.length ? [{ type: "message", role: "user", content }] : text;
+    const input = files.length ? question(text, files.map((file) => file.part)) : text;
     this.#ask({ input, text, files: files.map((file) => file.name) });
   }
 

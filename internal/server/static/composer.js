@@ -5,8 +5,8 @@ import { el, iconButton } from "./dom.js";
 import { say, sayError } from "./words.js";
 
 const MAX_FILES = 16;
-/** Where fingers do the typing, to be in the field covers half of the page. */
-const HAS_KEYBOARD = matchMedia("(hover: hover)");
+/** Where fingers do the typing a keyboard would cover half of the page, and what was to be read. */
+export const HAS_KEYBOARD = matchMedia("(hover: hover)");
 /** Else a long text is laid out three times for each letter. */
 const GROWS_BY_ITSELF = CSS.supports("field-sizing", "content");
 /** Whether more than that runs from the right takes Chromium seconds to tell, in one long line. */

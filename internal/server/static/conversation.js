@@ -165,7 +165,7 @@ export class Conversation extends EventTarget {
     const { input, replaces } = message.fields;
     const beside = replaces && this.#turns.get(replaces);
     const previous = beside ? beside.previous : this.head;
-    const items = typeof input === "string" ? [{ type: "message", role: "user", content: [{ type: "input_text", text: input }] }] : input;
+    const items = typeof input === "string" ? question(input) : input;
     const response = { batch: answer.batch, created_at: Date.now() / 1000 };
     const turn = new Turn({ id: answer.id, previous_response_id: previous, input: items, aside: false, response }, answer);
     this.#add(turn);
@@ -290,10 +290,14 @@ export function filesOf(input) {
 
 const partsOf = (input) => input.filter((item) => item.type === "message" && item.role === "user").flatMap((item) => item.content ?? []);
 
+/** What a person asks, as it is sent: `text`, which may be empty, and parts of what is attached. */
+export function question(text, parts = []) {
+  return [{ type: "message", role: "user", content: [...(text ? [{ type: "input_text", text }] : []), ...parts] }];
+}
+
 /** The same again, with other words. */
 export function withText(input, text) {
-  const content = [...(text ? [{ type: "input_text", text }] : []), ...filesOf(input).map(asSent)];
-  return [{ type: "message", role: "user", content }];
+  return question(text, filesOf(input).map(asSent));
 }
 
 /** As it is sent, of what was stored: a file is named by its id, where it has one. */

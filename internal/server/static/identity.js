@@ -1,6 +1,7 @@
 /** Who the person is: a user with tokens, or a guest with one. Knows no page. */
 
 import { Api, ApiError } from "./api.js";
+import { keep, recall } from "./kept.js";
 
 const PLACE = "sluice.identity";
 /** A token is renewed before it ends: so long, or half of its time where that is short. */
@@ -123,15 +124,11 @@ export class Identity extends EventTarget {
   }
 
   get #kept() {
-    try {
-      return JSON.parse(localStorage.getItem(PLACE)) ?? {};
-    } catch {
-      return {};
-    }
+    return recall(PLACE, {});
   }
 
   #keep(kept) {
-    localStorage.setItem(PLACE, JSON.stringify(kept));
+    keep(PLACE, kept);
   }
 
   #changed(isWanted = false) {

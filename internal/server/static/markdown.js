@@ -137,7 +137,7 @@ export class BlockSplitter {
       } else {
         const fence = (this.#isList ? line.trimStart() : line).match(FENCE);
         if (fence !== null) {
-          if (!this.#isList && this.#hasText) return this.#cutBefore(begin);
+          if (!this.#isList && this.#hasText) return begin;
           this.#fence = fence[1];
         }
         if (!this.#hasText) this.#isList = LIST_ITEM.test(line.trimStart());
@@ -145,11 +145,6 @@ export class BlockSplitter {
         this.#hasGap = false;
       }
     }
-  }
-
-  #cutBefore(begin) {
-    this.#seen = begin;
-    return begin;
   }
 
   /** Whether a line behind a blank one begins a block. Of a list too little may be known of it. */
@@ -199,13 +194,13 @@ export class LiveText {
     this.#fresh = [];
     for (const text of complete) {
       const element = this.#block();
-      this.#grow(text);
+      this.#growing.show(text);
       this.#renderer.show(text, element);
       this.#growing = null;
     }
     if (this.#splitter.rest.trim()) {
       this.#block();
-      this.#grow(this.#splitter.rest);
+      this.#growing.show(this.#splitter.rest);
     }
     this.drawn();
   }
@@ -225,10 +220,6 @@ export class LiveText {
     this.#part?.previousElementSibling?.classList.add("far");
     this.#part = el("div", { class: "part" });
     this.#element.append(this.#part);
-  }
-
-  #grow(text) {
-    this.#growing.show(text);
   }
 }
 

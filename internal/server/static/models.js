@@ -2,6 +2,7 @@
 
 import { show } from "./dialogs.js";
 import { el, icon } from "./dom.js";
+import { keep, recall } from "./kept.js";
 import { say } from "./words.js";
 
 const PLACE = "sluice.models";
@@ -28,7 +29,7 @@ export class ModelPicker {
   async load() {
     const { data } = await this.#api.call("GET", "/v1/models");
     this.#all = data.map((model) => model.id);
-    const kept = read().filter((name) => this.#all.includes(name));
+    const kept = recall(PLACE, []).filter((name) => this.#all.includes(name));
     this.#chosen = kept.length ? kept : this.#all.slice(0, 1);
     this.#show();
   }
@@ -39,7 +40,7 @@ export class ModelPicker {
 
   #choose(names) {
     this.#chosen = this.#all.filter((name) => names.includes(name)).slice(0, MAX_CHOSEN);
-    localStorage.setItem(PLACE, JSON.stringify(this.#chosen));
+    keep(PLACE, this.#chosen);
     this.#show();
   }
 
@@ -52,7 +53,6 @@ export class ModelPicker {
   async #open() {
     await this.load().catch(() => {}); // what is known will do
     const panel = el("div", { class: "menu models-menu", role: "dialog", "aria-label": say("chooseModel"), popover: "auto" });
-    const fill = () => panel.replaceChildren(el("p", { class: "hint", text: say("compareHint") }), ...this.#all.map(row));
     const row = (name) => {
       const isChosen = this.#chosen.includes(name);
       const only = el("button", { type: "button", class: "ellipsis", "aria-pressed": String(isChosen), on: { click: () => {
@@ -71,17 +71,8 @@ export class ModelPicker {
       });
       return el("div", { class: "model-row" }, only, box);
     };
-    fill();
+    panel.append(el("p", { class: "hint", text: say("compareHint") }), ...this.#all.map(row));
     show(panel, this.element);
     panel.querySelector("[aria-pressed=true]")?.focus();
-  }
-}
-
-function read() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(PLACE));
-    return Array.isArray(kept) ? kept : [];
-  } catch {
-    return [];
   }
 }

@@ -6,6 +6,7 @@
 
 import { ApiError } from "./api.js";
 import { randomId } from "./dom.js";
+import { keep, recall } from "./kept.js";
 
 const PLACE = "sluice.outbox";
 const TAB = "sluice.tab";
@@ -230,15 +231,5 @@ const full = () => new ApiError("too many messages wait to be sent", { code: "ou
 /** Of several models each answers in a lane of its own, behind a colon. */
 const idIn = (lane) => String(lane).split(":")[0];
 
-function read() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(PLACE));
-    return Array.isArray(kept) ? kept : [];
-  } catch {
-    return [];
-  }
-}
-
-function write(messages) {
-  localStorage.setItem(PLACE, JSON.stringify(messages));
-}
+const read = () => recall(PLACE, []);
+const write = (messages) => keep(PLACE, messages);

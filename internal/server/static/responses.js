@@ -147,7 +147,7 @@ export class Answer extends EventTarget {
 }
 
 /**
- * All answers that are followed. Tells with events: `accepted` (`detail`: {lane, response, answer}) when the server has
+ * All answers that are followed. Tells with events: `accepted` (`detail`: {lane, answer}) when the server has
  * taken what was asked in a lane of ours, and `refused` ({lane, error}).
  */
 export class Responses extends EventTarget {

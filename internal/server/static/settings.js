@@ -2,13 +2,14 @@
 
 import { openDialog } from "./dialogs.js";
 import { el } from "./dom.js";
+import { keep, recall } from "./kept.js";
 import { say, sayError } from "./words.js";
 
 const PLACE = "sluice.settings";
 
 /** The fields of `response.create` that the person has set. */
 export function settingFields() {
-  const { temperature, maxTokens, system } = read();
+  const { temperature, maxTokens, system } = recall(PLACE, {});
   return {
     ...(Number.isFinite(temperature) ? { temperature } : {}),
     ...(Number.isFinite(maxTokens) ? { max_output_tokens: maxTokens } : {}),
@@ -17,7 +18,7 @@ export function settingFields() {
 }
 
 export async function openSettings(api) {
-  const kept = read();
+  const kept = recall(PLACE, {});
   const upstream = await Upstream.of(api).catch(() => null); // what is kept here can be set all the same
   const temperature = el("input", { type: "number", min: 0, max: 2, step: "any", placeholder: say("modelDefault") });
   const maxTokens = el("input", { type: "number", min: 1, step: 1, placeholder: say("modelDefault") });
@@ -40,7 +41,7 @@ export async function openSettings(api) {
     event.preventDefault();
     const number = (field) => (field.value === "" ? null : field.valueAsNumber);
     const set = { temperature: number(temperature), maxTokens: number(maxTokens), system: system.value.trim() };
-    localStorage.setItem(PLACE, JSON.stringify(set));
+    keep(PLACE, set);
     try {
       await upstream?.save();
       dialog.close();
@@ -94,13 +95,5 @@ class Upstream {
     } else if (had) {
       await this.#api.call("POST", "/api/config", { upstream_url: null, upstream_key: null, model: null });
     }
-  }
-}
-
-function read() {
-  try {
-    return JSON.parse(localStorage.getItem(PLACE)) ?? {};
-  } catch {
-    return {};
   }
 }

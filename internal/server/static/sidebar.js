@@ -7,7 +7,7 @@ import { LANGUAGE, say } from "./words.js";
 
 const PAGE = 50;
 const TYPING_MS = 250;
-const MAX_TITLE = 50;
+export const MAX_TITLE = 50;
 const MAX_TITLES = 1000;
 const DAY_MS = 86_400_000;
 

@@ -8,7 +8,7 @@ import { say, sayError } from "./words.js";
 
 const NEAR_END_PX = 80;
 
-/** `actions`: {ask(fields…), settings} of the page, {announce, fail}. */
+/** `actions` of the page: {ask(turn), retry(message), putBack(message), isConnected(), fail(error)}. */
 export class Thread {
   #conversation = null;
   #outbox;

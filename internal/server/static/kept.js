@@ -1,0 +1,17 @@
+/** What this browser keeps of a person, in localStorage. Knows places and JSON, not what it means. */
+
+/** What is kept in a place; `otherwise`, a list or an object, where there is none of that kind. */
+export function recall(place, otherwise) {
+  try {
+    const kept = JSON.parse(localStorage.getItem(place));
+    const isOfKind = kept !== null && typeof kept === "object" && Array.isArray(kept) === Array.isArray(otherwise);
+    return isOfKind ? kept : otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+/** Throws what the browser throws when there is no room. */
+export function keep(place, value) {
+  localStorage.setItem(place, JSON.stringify(value));
+}
