@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmd.wire.upstream import own_options, upstream_options
+from cmd.wire.upstream import common_options, upstream_options
 from internal.biz.models import Feature
 from internal.biz.own_upstreams import OwnUpstreams
 from internal.biz.ports import Generator
@@ -82,7 +82,7 @@ def generator(
             assert upstreams is not None
             return OwnGenerator(
                 name,
-                own_options(own),
+                common_options(own),
                 upstreams,
                 instruments,
                 slots=own.slots,

@@ -1,6 +1,7 @@
 """The settings of a model elsewhere, and its keys, in the words of its engine."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from internal.biz.errors import InvalidRequest
 from internal.conf import upstream as conf
@@ -14,19 +15,13 @@ def upstream_options(name: str, options: conf.OpenAIOptions, environ: Mapping[st
         headers = {header: value.resolve(environ) for header, value in options.headers.items()}
     except ValueError as error:
         raise InvalidRequest(f"the model {name}: {error}", param="models") from None
-    return OpenAIOptions(
+    return replace(
+        common_options(options),
         model=options.model or name,
         nodes=tuple(nodes),
         context=options.context,
         images=options.images,
         tools="tools" not in options.lacks,
-        connect_timeout_s=options.connect_timeout,
-        first_token_timeout_s=options.first_token_timeout,
-        token_timeout_s=options.token_timeout,
-        timeout_s=options.timeout,
-        retries=options.retries,
-        breaker_failures=options.breaker.failures,
-        breaker_reset_s=options.breaker.reset,
         check_interval_s=options.health_check.interval,
         check_path=options.health_check.path,
         headers=headers,
@@ -37,8 +32,8 @@ def upstream_options(name: str, options: conf.OpenAIOptions, environ: Mapping[st
     )
 
 
-def own_options(options: conf.OwnOptions) -> OpenAIOptions:
-    """What all upstreams of users have in common."""
+def common_options(options: conf.OpenAIOptions | conf.OwnOptions) -> OpenAIOptions:
+    """How long an upstream may take, and how often it may fail; nothing of which one it is."""
     return OpenAIOptions(
         model="",
         nodes=(),
