@@ -1,5 +1,6 @@
 """Who a person is on the page: a guest, a user, and nobody else."""
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from pages import ChatPage, SignInForm
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
     from test.conftest import Server
 
+REFRESH = "/api/v1/auth/refresh"
+PATIENCE_S = 10.0
+"""Never reached by a test that passes."""
 PASSWORD = "correct horse battery"
 """Of everybody here."""
 
@@ -113,6 +117,21 @@ async def test_guests_keep_their_chats_and_their_place_when_they_sign_up(
     await expect(chat.nothing_listed).to_have_text("No chats yet.")
     await expect(chat.message).to_have_value("")
     await expect(other.nothing_listed).to_have_text("No chats yet.")
+
+
+async def test_who_signs_out_is_out_at_the_server_too(server: "Server", visit: "Visit") -> None:
+    await register(server, "ivy")
+    visitor = await visit(server)
+    page, chat = visitor.page, ChatPage(visitor.page)
+    await chat.sign_in("ivy", PASSWORD)
+    refresh = await page.evaluate("JSON.parse(localStorage.getItem('sluice.identity')).refresh")
+    await chat.sign_out()
+    await expect(chat.button("Sign in")).to_be_visible()
+    # The page has not waited for the server, which hears of it soon.
+    async with asyncio.timeout(PATIENCE_S):
+        while (reply := await server.fetch(REFRESH, "POST", None, {"refresh_token": refresh})).status == 200:
+            refresh = reply.json["refresh_token"]
+    assert reply.status == 401, reply.text
 
 
 async def test_a_login_that_is_ended_elsewhere_leads_to_the_sign_in_and_back(

@@ -1,12 +1,11 @@
 """What is written without a connection is kept, and sent once, whatever gets lost and whenever."""
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
 from cable import Cable, Way
 from pages import ChatPage
-from playwright.async_api import Error, expect
+from playwright.async_api import expect
 from scripted import Upstream
 
 if TYPE_CHECKING:
@@ -16,6 +15,11 @@ if TYPE_CHECKING:
 
 BROKEN_LINE = r"WebSocket connection to|net::ERR_"
 PASSWORD = "a long password"
+ASK_MUCH = """async () => {
+  for (let times = 0; times < 20; times++) await fetch("/");
+  return (await fetch("/")).status;
+}"""
+"""Takes longer than to connect and to send."""
 WAITS = "Is sent when the connection is back."
 
 
@@ -337,12 +341,12 @@ async def test_what_a_user_has_written_nobody_else_sends(
     await visitor.lose_network()
     await chat.send("A secret")
     await expect(chat.waiting).to_have_count(1)
-    await chat.sign_out()
-    # The page begins anew by itself, and cannot.
-    with contextlib.suppress(Error):
-        await visitor.page.wait_for_url("chrome-error://**")
-    await visitor.page.wait_for_load_state()
+    # The page begins anew, and cannot yet: the old one is still there when the network is found.
+    await visitor.context.route(server.http("/"), lambda route: route.fulfill(status=204), times=1)
+    async with visitor.page.expect_request(server.http("/")):
+        await chat.sign_out()
     await visitor.find_network()
+    assert await visitor.page.evaluate(ASK_MUCH) == 200
     await visitor.open()
     await chat.send("From a guest")
     await upstream.answer("Answer 1.")

@@ -16,11 +16,13 @@ export class SignInNeeded extends ApiError {
 
 /**
  * Kept in localStorage, so that all tabs are the same person. Tells with the event `change` that it is another one now,
- * or nobody; `detail`: {isSignOut}, whether the person wanted to be nobody.
+ * or nobody; `detail`: {isSignOut}, whether the person wanted to be nobody. From then on there are no tokens here any
+ * more: a page is of one person, and what it still has to say nobody else says.
  */
 export class Identity extends EventTarget {
   #api = new Api();
   #getting = null;
+  #nameAtStart = null;
 
   /** What the server lets people do; null where it keeps nothing, and so knows nobody. */
   rules = null;
@@ -31,6 +33,7 @@ export class Identity extends EventTarget {
     } catch (error) {
       if (error.status !== 404) throw error;
     }
+    this.#nameAtStart = this.name;
     addEventListener("storage", (event) => {
       if (event.key !== PLACE) return;
       const before = personIn(event.oldValue);
@@ -50,10 +53,16 @@ export class Identity extends EventTarget {
 
   /** A token that is good now. Throws SignInNeeded, and ApiError. */
   async token() {
+    this.#checkPerson();
     const { access, until, early } = this.#kept;
     if (access && (!until || until - (early ?? EARLY_MS) > Date.now())) return access;
     this.#getting ??= this.#exclusively(() => this.#renew(access)).finally(() => (this.#getting = null));
     return this.#getting;
+  }
+
+  /** Throws SignInNeeded where it is somebody else by now. */
+  #checkPerson() {
+    if (this.name !== this.#nameAtStart) throw new SignInNeeded();
   }
 
   /** `token` was refused. Whether there is another one now. */
@@ -86,10 +95,14 @@ export class Identity extends EventTarget {
     await this.signIn(name, password);
   }
 
-  async signOut() {
+  signOut() {
     const { refresh } = this.#kept;
     this.#keep({});
-    if (refresh) await this.#api.call("POST", "/api/v1/auth/logout", { refresh_token: refresh }).catch(() => {});
+    if (refresh) {
+      // It goes out although the page ends: who leaves waits for nothing.
+      const body = JSON.stringify({ refresh_token: refresh });
+      navigator.sendBeacon("/api/v1/auth/logout", new Blob([body], { type: "application/json" }));
+    }
     this.#changed(true);
   }
 
@@ -99,21 +112,26 @@ export class Identity extends EventTarget {
   }
 
   async #renew(spent) {
+    this.#checkPerson(); // others may have had the lock before
     const { access, refresh, name, until } = this.#kept;
     if (access && access !== spent && (!until || until > Date.now())) return access; // another tab was faster
     if (refresh) {
       try {
         const tokens = read(await this.#api.call("POST", "/api/v1/auth/refresh", { refresh_token: refresh }));
+        this.#checkPerson();
         this.#keep({ ...tokens, name });
         return tokens.access;
       } catch (error) {
         if (error.status !== 401) throw error;
+        this.#checkPerson();
         this.#keep({});
         this.#changed();
+        throw new SignInNeeded();
       }
     }
     if (!this.rules.guests) throw new SignInNeeded();
     const guest = read(await this.#api.call("POST", "/api/v1/auth/guest"));
+    this.#checkPerson();
     this.#keep(guest);
     return guest.access;
   }

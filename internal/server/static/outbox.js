@@ -15,7 +15,7 @@ const LOOK_BACK = 10;
 const LATER_MS = 1500;
 const HEARD_MS = 400;
 /** Refusals that pass: then it is tried again. */
-const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restarting", "unreachable"]);
+const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restarting", "unreachable", "sign_in_needed"]);
 
 /**
  * Of this tab. Tells with the event `change`, and with `sent` ({message, answer}) once the server has taken one, and
