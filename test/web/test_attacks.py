@@ -475,6 +475,9 @@ TRY = """async (server) => {
   const frame = document.body.appendChild(document.createElement("iframe"));
   await new Promise((resolve) => { frame.onload = resolve; frame.src = server + "/"; });
   const opened = window.open(server + "/");
+  const seen = () => tried(() => opened.document.URL);
+  // Until it is there it is an empty page of this one.
+  while ((await seen()) === "about:blank") await new Promise((resolve) => setTimeout(resolve));
   return {
     page: await get("/"),
     chats: await get("/conversations", { credentials: "include" }),
