@@ -118,12 +118,11 @@ async def test_metrics_count_what_happened(
     assert 0 < count("sluice_time_to_first_token_seconds_sum", model="echo") < 2
     assert count("sluice_response_seconds_count", model="echo") == 2
     assert count("sluice_response_seconds_sum", model="echo") > (COUNT - 1) * INTERVAL_S / 2
-    # Between 10 chunks are 9 gaps, between 2 one.
-    assert count("sluice_time_between_tokens_seconds_count", model="echo") == COUNT - 1 + 1
-    gaps = count("sluice_time_between_tokens_seconds_sum", model="echo")
-    assert COUNT * INTERVAL_S / 2 < gaps < 2
-    infinite = count("sluice_time_between_tokens_seconds_bucket", model="echo", le="+Inf")
-    assert infinite == COUNT
+    # Between 10 chunks are 9 gaps, between 2 one; but what a busy machine lets go together has none.
+    gaps = count("sluice_time_between_tokens_seconds_count", model="echo")
+    assert 0 < gaps <= COUNT - 1 + 1
+    assert COUNT * INTERVAL_S / 2 < count("sluice_time_between_tokens_seconds_sum", model="echo") < 2
+    assert count("sluice_time_between_tokens_seconds_bucket", model="echo", le="+Inf") == gaps
 
 
 async def test_metrics_have_their_types(server: "Server") -> None:
