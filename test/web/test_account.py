@@ -134,6 +134,23 @@ async def test_who_signs_out_is_out_at_the_server_too(server: "Server", visit: "
     assert reply.status == 401, reply.text
 
 
+# What is said of who one is when the page ends.
+LAST_ACCOUNT = """() => addEventListener("pagehide", () => {
+  sessionStorage.setItem("account", document.querySelector(".account").textContent);
+})"""
+
+
+async def test_a_page_is_of_one_person_as_long_as_it_is_there(server: "Server", visit: "Visit") -> None:
+    await register(server, "judy")
+    visitor = await visit(server)
+    page, chat = visitor.page, ChatPage(visitor.page)
+    await chat.sign_in("judy", PASSWORD)
+    await page.evaluate(LAST_ACCOUNT)
+    await chat.sign_out()
+    await expect(chat.button("Sign in")).to_be_visible()
+    assert await page.evaluate("sessionStorage.getItem('account')") == "judy"
+
+
 async def test_a_login_that_is_ended_elsewhere_leads_to_the_sign_in_and_back(
     closed_server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:

@@ -6,24 +6,18 @@ import { say, sayError } from "./words.js";
 
 export class AccountButton {
   #identity;
-  #name = el("span", { class: "ellipsis" });
 
+  /** It is of one person, as the page is: who is somebody else has another page. */
   constructor(identity) {
     this.#identity = identity;
+    const { name } = identity;
+    const label = name === null ? say("signIn") : `${say("account")}: ${name}`;
     this.element = el(
       "button",
-      { type: "button", class: "button quiet account", on: { click: () => this.#open() } },
+      { type: "button", class: "button quiet account", "aria-label": label, on: { click: () => this.#open() } },
       icon("user"),
-      this.#name,
+      el("span", { class: "ellipsis", text: name ?? say("signIn") }),
     );
-    identity.addEventListener("change", () => this.#show());
-    this.#show();
-  }
-
-  #show() {
-    const { name } = this.#identity;
-    this.#name.textContent = name ?? say("signIn");
-    this.element.setAttribute("aria-label", name === null ? say("signIn") : `${say("account")}: ${name}`);
   }
 
   #open() {
