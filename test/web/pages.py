@@ -2,6 +2,7 @@
 how things on it are called."""
 
 from playwright.async_api import FilePayload, Locator, Page, expect
+from visitor import PATIENCE_MS
 
 # A file comes as from a clipboard, or from a desk.
 _BRING = """(target, [type, name, text]) => {
@@ -182,9 +183,10 @@ class ChatPage:
         await self.ended()
 
     async def ended(self) -> None:
-        """Wait until nothing is being answered."""
-        await expect(self.page.locator('[aria-busy="true"]')).to_have_count(0)
-        await expect(self.waiting).to_have_count(0)
+        """Wait until nothing is being answered, and nothing waits to be."""
+        # At once: what waits now is being answered a moment later.
+        unanswered = self.waiting.or_(self.page.locator('[aria-busy="true"]'))
+        await expect(unanswered).to_have_count(0, timeout=2 * PATIENCE_MS)
 
     async def stop(self) -> None:
         await self.button("Stop").click()
