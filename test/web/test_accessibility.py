@@ -1,6 +1,7 @@
 """The page for those who do not see it, or not well, or use no mouse. What axe finds, first on pages of a few
 lines; and what it cannot know."""
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,13 +73,15 @@ _FAINTEST = """() => {
 
 
 async def ask(page: Page, upstream: "Upstream") -> ChatPage:
-    """A question, thoughts, and an answer with all there is in Markdown."""
+    """A question, thoughts, and an answer with all there is in Markdown. Returns when all of it is shown."""
     chat = ChatPage(page)
+    await expect(chat.model).to_have_text("scripted")
     await chat.send("What is a sluice?")
     await upstream.think("Hm. ", "Water?")
     await upstream.answer(ANSWER)
     await chat.ended()
     await expect(chat.text_of(-1).locator("code .k").first).to_be_attached()
+    await expect(chat.text_of(-1).locator(".growing")).to_have_count(0)
     return chat
 
 
@@ -230,13 +233,15 @@ async def test_every_control_is_reached_by_keyboard_in_the_order_of_reading(
     server: "Server", upstream: "Upstream", visit: "Visit"
 ) -> None:
     page = (await visit(server)).page
-    await ask(page, upstream)
+    title = "What is a sluice?"
+    chat = await ask(page, upstream)
+    await expect(chat.chats).to_have_text([title])
     names = await tab_through(page)
     table, code = next(it for it in names if "flow" in it), next(it for it in names if "@cache" in it)
-    title = "What is a sluice?"
+    thoughts = next(it for it in names if re.fullmatch(r"Thought for \d+ s", it))
     assert names == [
         *("To the message field", "New chat", "Search chats", title, f"More for {title}", "Sign in"),
-        *("Edit the message", "Thought for 1 s", "there", table, "Copy the code", code),
+        *("Edit the message", thoughts, "there", table, "Copy the code", code),
         *("Copy the answer", "Answer again"),
         *("Message", "Attach a file", "Settings", "Choose a model: scripted"),
     ]

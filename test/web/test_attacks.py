@@ -164,6 +164,7 @@ async def test_nothing_that_a_model_says_or_thinks_does_anything(
     await is_harmless(page)
     await upstream.finish()
     await chat.ended()
+    await expect(chat.text_of(1).locator(".growing")).to_have_count(0)
     await chat.thinking.locator("summary").click()
     await expect(chat.thinking).to_contain_text("gnp.exe")
     # What one might touch.
@@ -386,11 +387,11 @@ async def test_what_the_server_let_through_would_be_stopped(
         await route.fulfill(json={"html": [f"{text}<p>shown</p>" for text in texts]})
 
     await page.route("**/api/markdown", let_through)
-    for html in SMUGGLED:
+    for number, html in enumerate(SMUGGLED, 1):
         visitor.complaints.clear()
         await chat.send("Let it through")
         await upstream.answer(html)
-        await expect(chat.text_of(-1).get_by_text("shown", exact=True)).to_be_attached()
+        await expect(chat.text_of(number).get_by_text("shown", exact=True)).to_be_attached()
         await visitor.complains("^content security policy: ")
         assert await page.evaluate("window.pwned") is None
         assert await page.evaluate("getComputedStyle(document.body).display") != "none"
@@ -567,7 +568,7 @@ async def test_an_answer_may_be_too_much_of_anything(
         assert coming.ms < LONGEST_MS, text[:20]
     async with longest_work(page) as reading:
         await page.reload()
-        await expect(chat.answers).to_have_count(1)
+        await expect(chat.text_of(1).locator(".block").first).to_be_attached()
         await expect(chat.text_of(1).locator(".growing")).to_have_count(0)
     assert reading.ms < LONGEST_MS
 

@@ -100,7 +100,7 @@ async def test_escape_stops_all_of_them(server: "Server", upstream: Upstream, vi
     one, two = await both(upstream)
     await one.say("one")
     await two.say("un")
-    await expect(chat.text_in(chat.answer_of("other"))).to_have_text("un")
+    await expect(chat.text_in(chat.answers)).to_have_text(["one", "un"])
     await visitor.page.keyboard.press("Escape")
     await one.was_left()
     await two.was_left()
@@ -155,6 +155,7 @@ async def test_both_answer_again_and_both_versions_stay(
     await chat.button("Earlier version").click()
     await expect(chat.text_in(chat.answers)).to_have_text(["one", "two"])
     await chat.go_on_with("other")
+    await expect(chat.current_answers.locator(".who")).to_have_text("other")
     await chat.send("Twice?")
     one, two = await both(upstream)
     assert texts(one) == texts(two) == ["A number?", "two", "Twice?"]

@@ -190,7 +190,8 @@ async def test_a_picture_is_for_models_that_see(
     await visitor.page.reload()
     picture = visitor.page.get_by_role("img", name="Attached: white.png")
     await expect(picture).to_be_visible()
-    assert await picture.evaluate("(it) => it.decode().then(() => it.naturalWidth)") == 1
+    # It has its name before it is read.
+    await expect(picture).to_have_js_property("naturalWidth", 1)
 
 
 async def test_more_files_than_a_message_takes_are_not_silently_left_out(
