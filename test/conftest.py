@@ -105,23 +105,24 @@ def _bounded(test: Callable[..., Awaitable[None]], deadline_s: float) -> Callabl
 
 
 class _Waits:
-    """How long our threads were kept waiting for a processor since this was made: other programs' doing, or,
-    where ours is a virtual machine, others' (`steal`). Source: proc(5)."""
+    """How long the threads of a process, ours at first, were kept waiting for a processor since this was
+    made: other programs' doing, or, where ours is a virtual machine, others' (`steal`). Source: proc(5)."""
 
-    def __init__(self) -> None:
-        self._threads, self._stolen_s = _waits_ns(), _stolen_s()
+    def __init__(self, process: int | str = "self") -> None:
+        self._process = process
+        self._threads, self._stolen_s = _waits_ns(process), _stolen_s()
 
     @property
     def seconds(self) -> float:
         # Those that have ended take along what they waited for.
-        waits = (total - self._threads.get(thread, 0) for thread, total in _waits_ns().items())
+        waits = (total - self._threads.get(thread, 0) for thread, total in _waits_ns(self._process).items())
         return sum(waits) / 1e9 + _stolen_s() - self._stolen_s
 
 
-def _waits_ns() -> dict[str, int]:
+def _waits_ns(process: int | str) -> dict[str, int]:
     """By thread."""
     waits = {}
-    for path in Path("/proc/self/task").glob("*/schedstat"):
+    for path in Path(f"/proc/{process}/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
             waits[path.parent.name] = int(path.read_text().split()[1])
     return waits
@@ -583,6 +584,10 @@ class Server:
     def resident_bytes(self) -> int:
         rss: int = psutil.Process(self.process.pid).memory_info().rss
         return rss
+
+    def waits(self) -> _Waits:
+        """Of its threads, from now on."""
+        return _Waits(self.process.pid)
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)

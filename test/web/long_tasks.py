@@ -1,61 +1,34 @@
 """For how long a page was busy at a stretch, and could not answer whoever used it."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from playwright.async_api import Page
 
-# Runs in every document before anything of its own does. Bound: a task of 50 ms or more each.
-OBSERVE = """
-window.sluiceTasks = {
-  all: [],
-  since: 0,
-  observer: new PerformanceObserver((list) => window.sluiceTasks.all.push(...list.getEntries())),
-};
-window.sluiceTasks.observer.observe({type: "longtask", buffered: true});
-"""
-# An empty tab has none.
-_BEGIN = "() => { if (window.sluiceTasks) window.sluiceTasks.since = performance.now(); }"
-_LONGEST = """async () => {
-  const tasks = window.sluiceTasks;
-  await new Promise((resolve) => setTimeout(resolve));  // the task at hand ends, and is told of
-  tasks.all.push(...tasks.observer.takeRecords());
-  const ended = tasks.all.filter((task) => task.startTime + task.duration > tasks.since);
-  return Math.max(0, ...ended.map((task) => task.duration));
-}"""
-
 
 @dataclass(slots=True)
 class Longest:
-    """`ms` is told when the block has ended. 0: no task took 50 ms, and shorter ones are not told of."""
+    """Told when the block has ended."""
 
     ms: float = 0.0
-
-
-@asynccontextmanager
-async def longest_task(page: Page) -> AsyncIterator[Longest]:
-    """The longest task of the page's main thread while the block runs: scripts, layout, drawing. It is by the
-    clock, so other programs on the processor lengthen it. What a test has evaluated does not count.
-
-    A block may open another page: then only tasks of that one count. Source: W3C Long Tasks API
-    """
-    longest = Longest()
-    await page.evaluate(_BEGIN)
-    yield longest
-    longest.ms = await page.evaluate(_LONGEST)
+    """The longest task."""
+    during: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """For how many milliseconds a page was busy within each `performance.measure` of the block, by name."""
 
 
 # The second one for tasks with all that belongs to them: promises, for instance.
-_CATEGORIES = ["toplevel", "disabled-by-default-devtools.timeline"]
+_CATEGORIES = ["toplevel", "disabled-by-default-devtools.timeline", "blink.user_timing"]
 
 
 @asynccontextmanager
 async def longest_work(page: Page) -> AsyncIterator[Longest]:
-    """As `longest_task`, of all pages; but what counts is the time that a processor spent on a task, so that
-    other programs do not lengthen it.
+    """The longest task of a page's main thread while the block runs: scripts, layout, drawing; also of a page
+    that opens then. What counts is the time that a processor spent on it, so that other programs do not
+    lengthen it; what a test has evaluated does not.
 
     Source: https://chromedevtools.github.io/devtools-protocol/tot/Tracing/
     """
@@ -68,10 +41,15 @@ async def longest_work(page: Page) -> AsyncIterator[Longest]:
     config = {"includedCategories": _CATEGORIES, "excludedCategories": ["*"]}
     await session.send("Tracing.start", {"transferMode": "ReportEvents", "traceConfig": config})
     yield longest
+    # A task at hand ends before this answer; else nothing would be told of it.
+    await page.evaluate("() => new Promise((resolve) => setTimeout(resolve))")
     await session.send("Tracing.end")
     await complete.wait()
     await session.detach()
-    longest.ms = max((task["tdur"] / 1000 for task in _tasks(events)), default=0.0)
+    tasks = [*_tasks(events)]
+    longest.ms = max((task["tdur"] / 1000 for task in tasks), default=0.0)
+    for name, begun, ended in _measures(events):
+        longest.during[name].append(sum(_spent_within(task, begun, ended) for task in tasks) / 1000)
 
 
 def _tasks(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -96,3 +74,21 @@ def _is_within(event: dict[str, Any], task: dict[str, Any]) -> bool:
     if (event["pid"], event["tid"]) != (task["pid"], task["tid"]):
         return False
     return bool(task["ts"] <= event["ts"] <= task["ts"] + task["dur"])
+
+
+def _measures(events: list[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:
+    """Name, begin and end of each, in microseconds of the trace."""
+    begun: dict[tuple[str, str], int] = {}
+    ordered = sorted((it for it in events if it.get("cat") == "blink.user_timing"), key=lambda it: it["ts"])
+    for event in ordered:
+        which = event["name"], str(event.get("id2", event.get("id")))
+        if event["ph"] == "b":
+            begun[which] = event["ts"]
+        elif event["ph"] == "e":
+            yield event["name"], begun.pop(which), event["ts"]
+
+
+def _spent_within(task: dict[str, Any], begun: int, ended: int) -> float:
+    """At most so much of a task's work, in microseconds."""
+    overlap = min(task["ts"] + task["dur"], ended) - max(task["ts"], begun)
+    return float(max(0, min(overlap, task["tdur"])))

@@ -40,12 +40,18 @@ KINDS = {
     + "".join(f"word{n} =" + ("\n" if n % 8 == 0 else " ") for n in range(AT_ONCE // 2 + 5 * PER_SECOND)),
 }
 
-_END = "(thread) => thread.scrollHeight - thread.scrollTop - thread.clientHeight"
+_AT_END = """() => {
+  const thread = document.querySelector(".thread");
+  return thread.scrollHeight - thread.scrollTop - thread.clientHeight < 2;
+}"""
+# From each key to the frame that shows it.
 _KEYS = """(area) => {
-  window.waits = [];
-  area.addEventListener("keydown", (event) => {
-    requestAnimationFrame(() => setTimeout(() => window.waits.push(performance.now() - event.timeStamp)));
+  area.addEventListener("keydown", ({ timeStamp }) => {
+    requestAnimationFrame(() => setTimeout(() => performance.measure("key", { start: timeStamp })));
   });
+}"""
+_WAIT_FOR_SCROLL = """(thread) => {
+  window.scrolled = new Promise((resolve) => thread.addEventListener("scrollend", resolve, { once: true }));
 }"""
 
 # Up by more than a window at each frame, until there is nothing older.
@@ -74,14 +80,14 @@ async def memory(page: Page) -> tuple[float, float]:
 
 @asynccontextmanager
 async def quick_server(server: "Server") -> AsyncIterator[None]:
-    """Its event loop waits for nothing meanwhile."""
+    """Its event loop waits for nothing meanwhile, but for a processor."""
     name = "sluice_event_loop_lag_seconds"
-    before = await server.metrics()
+    before, waits = await server.metrics(), server.waits()
     yield
-    after = await server.metrics()
+    after, waited_s = await server.metrics(), waits.seconds
     count, total = (after.value(f"{name}_{it}") - before.value(f"{name}_{it}") for it in ("count", "sum"))
     assert count
-    assert total / count < MAX_LAG_S
+    assert (total - waited_s) / count < MAX_LAG_S, f"{total:.2f} s, {waited_s:.2f} s for a processor; {count}"
 
 
 @pytest.mark.parametrize("text", KINDS.values(), ids=KINDS)
@@ -101,12 +107,16 @@ async def test_a_long_answer_grows_smoothly(
     await expect(chat.text_of(1)).to_contain_text(parts[AT_ONCE - 1].strip())
     async with quick_server(server), longest_work(page) as at_end:
         await upstream.stream(part(0), PER_SECOND)
-    assert await thread.evaluate(_END) < 2
+    await expect(chat.text_of(1)).to_contain_text(parts[AT_ONCE + streamed - 1].strip())
+    # All but the last block is complete, and rendered.
+    await expect(chat.text_of(1).locator(".growing")).to_have_count(1)
+    await page.wait_for_function(_AT_END)
     # Whoever has scrolled up reads on.
     await thread.hover()
+    await thread.evaluate(_WAIT_FOR_SCROLL)
     await page.mouse.wheel(0, -2000)
+    await page.evaluate("scrolled")
     await expect(page.locator(".thread.at-end")).to_have_count(0)
-    await asyncio.sleep(0.5)  # the wheel rolls out
     before = await thread.evaluate("(thread) => thread.scrollTop")
     await chat.message.evaluate(_KEYS)
     await chat.message.focus()
@@ -120,11 +130,12 @@ async def test_a_long_answer_grows_smoothly(
         await upstream.finish()
         await chat.ended()
         await expect(chat.text_of(1).locator(".growing")).to_have_count(0)
-    waits = sorted(await page.evaluate("window.waits"))
+    waits = sorted(above.during["key"])
     heap_mb, nodes = await memory(page)
     figures = (
         f"{at_end.ms:.0f}, {above.ms:.0f}, {ending.ms:.0f} ms; {waits}; {heap_mb:.1f} MB, {nodes:.0f} nodes"
     )
+    assert len(waits) == len(KEYS), figures
     assert max(at_end.ms, above.ms) < LONGEST_MS, figures
     assert ending.ms < 2 * LONGEST_MS, figures  # all of it is laid out anew, as what it has become
     assert waits[len(waits) // 2] < LONGEST_MS, figures
@@ -190,7 +201,8 @@ async def reads_on_while_older_messages_come(page: Page) -> None:
     before = await page.evaluate("seen.getBoundingClientRect().top")
     answered.set()
     await expect(page.locator(".turn")).not_to_have_count(shown)
-    assert abs(await page.evaluate("seen.getBoundingClientRect().top") - before) < 2
+    # What has come above is laid out within some frames, and the browser makes up for it.
+    await page.wait_for_function("(top) => Math.abs(seen.getBoundingClientRect().top - top) < 2", arg=before)
     await page.unroute("**/turns?*after=*")
 
 
@@ -199,13 +211,13 @@ async def test_a_chat_of_a_thousand_messages_is_read_and_goes_on_smoothly(
 ) -> None:
     visitor = await visit(server)
     page = visitor.page
-    chat, thread = ChatPage(page), page.locator(".thread")
+    chat = ChatPage(page)
     conversation = await long_chat(server, upstream, page)
     async with longest_work(page) as opening:
         await visitor.open(f"/c/{conversation}")
         await expect(chat.answers.last).to_contain_text(f"The end of {TURNS}.")
         await expect(chat.text_of(-1).locator(".growing")).to_have_count(0)
-    assert await thread.evaluate(_END) < 2
+    await page.wait_for_function(_AT_END)
     await reads_on_while_older_messages_come(page)
     async with longest_work(page) as reading:
         await page.evaluate(_TO_THE_TOP)
@@ -216,7 +228,7 @@ async def test_a_chat_of_a_thousand_messages_is_read_and_goes_on_smoothly(
         await upstream.stream(prose(3 * PER_SECOND), PER_SECOND)
         await upstream.finish()
         await chat.ended()
-    assert await thread.evaluate(_END) < 2
+    await page.wait_for_function(_AT_END)
     heap_mb, nodes = await memory(page)
     figures = f"{opening.ms:.0f}, {reading.ms:.0f}, {going_on.ms:.0f} ms; {heap_mb:.0f} MB, {nodes:.0f} nodes"
     assert max(opening.ms, reading.ms, going_on.ms) < LONGEST_MS, figures

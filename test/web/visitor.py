@@ -5,7 +5,6 @@ import re
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from long_tasks import OBSERVE
 from playwright.async_api import (
     Browser,
     BrowserContext,
@@ -109,7 +108,7 @@ class Visitor:
         context.on("page", self._on_page)
         self._on_page(self.page)
         await context.expose_function("sluiceViolation", self._on_violation)
-        await context.add_init_script(WATCH + OBSERVE)
+        await context.add_init_script(WATCH)
 
     # ── what they do ─────────────────────────────────────────────────────────────────────────────
 
