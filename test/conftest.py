@@ -65,7 +65,7 @@ hypothesis_settings.register_profile("sluice", deadline=None, max_examples=60, p
 hypothesis_settings.load_profile("sluice")
 
 
-PROCESSES_S = {"e2e": 40.0, "web": 60.0, "faults": 90.0, "chaos": 60.0}
+PROCESSES_S = {"e2e": 40.0, "web": 120.0, "faults": 90.0, "chaos": 60.0}
 """Folders whose tests talk to processes of their own, and how long one of these may take, whatever it waits
 for, unless it says so itself."""
 

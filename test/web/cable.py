@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 """How long it waits for what must happen. Never reached by a test that passes."""
 MAX_READ_BYTES = 65536
 _TEXT = 1
@@ -40,6 +40,9 @@ class Cable:
         self._port = 0
         self._listener: asyncio.Server | None = None
         self._lines: set[_Line] = set()
+        self._joins: set[asyncio.Event] = set()
+        """Of each that has come, and is not over: set when it is."""
+        self._cuts = 0
         self._moment: Moment | None = None
 
     def http(self, path: str = "") -> str:
@@ -52,6 +55,7 @@ class Cable:
 
     def cut(self) -> None:
         """Nothing gets through any more, and both sides notice. The server still reads what had left."""
+        self._cuts += 1
         if self._listener is not None:
             self._listener.close()
         for line in self._lines:
@@ -81,16 +85,30 @@ class Cable:
 
     async def end(self) -> None:
         self.cut()
-        for line in [*self._lines]:
-            await line.over.wait()
+        for over in [*self._joins]:
+            await over.wait()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        over = asyncio.Event()
+        self._joins.add(over)
+        try:
+            await self._lead(reader, writer)
+        finally:
+            self._joins.discard(over)
+            over.set()
+
+    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """To the server, and back."""
+        cuts = self._cuts
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
         except OSError:
             writer.transport.abort()
             return
         line = _Line(writer, far_writer)
+        if cuts != self._cuts:
+            line.cut()
+            return
         self._lines.add(line)
         try:
             async with asyncio.TaskGroup() as group:
@@ -99,7 +117,6 @@ class Cable:
         finally:
             line.cut()
             self._lines.discard(line)
-            line.over.set()
 
     async def _carry(
         self, line: "_Line", way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -129,7 +146,6 @@ class _Line:
 
     def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter) -> None:
         self.is_silent = False
-        self.over = asyncio.Event()
         self.is_open = asyncio.Event()
         self.is_open.set()
         self._near = near

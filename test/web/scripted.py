@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 """How long it waits for what must happen. Never reached by a test that passes."""
 
 JSON = dict[str, Any]

@@ -17,7 +17,7 @@ from playwright.async_api import (
     WebError,
 )
 
-PATIENCE_MS = 10_000.0
+PATIENCE_MS = 20_000.0
 """How long a visitor waits for what must happen. Never reached by a test that passes."""
 
 PHONE = ViewportSize(width=320, height=640)
