@@ -2,7 +2,6 @@
 how things on it are called."""
 
 from playwright.async_api import FilePayload, Locator, Page, expect
-from visitor import PATIENCE_MS
 
 # A file comes as from a clipboard, or from a desk.
 _BRING = """(target, [type, name, text]) => {
@@ -12,6 +11,12 @@ _BRING = """(target, [type, name, text]) => {
   target.dispatchEvent(type === "paste"
     ? new ClipboardEvent(type, {...options, clipboardData: things})
     : new DragEvent(type, {...options, dataTransfer: things}));
+}"""
+
+_WATCH_CONNECTION = """() => {
+  window.told = [];
+  const sign = document.querySelector(".connection");
+  new MutationObserver(() => sign.hidden || told.push(sign.textContent)).observe(sign, { attributes: true });
 }"""
 
 
@@ -183,10 +188,9 @@ class ChatPage:
         await self.ended()
 
     async def ended(self) -> None:
-        """Wait until nothing is being answered, and nothing waits to be."""
-        # At once: what waits now is being answered a moment later.
-        unanswered = self.waiting.or_(self.page.locator('[aria-busy="true"]'))
-        await expect(unanswered).to_have_count(0, timeout=2 * PATIENCE_MS)
+        """Wait until nothing is being answered, nor waits to be."""
+        # At one look: between two of them an answer may begin.
+        await expect(self.page.locator('[aria-busy="true"], .turn.waiting')).to_have_count(0)
 
     async def stop(self) -> None:
         await self.button("Stop").click()
@@ -234,6 +238,19 @@ class ChatPage:
                 return
             await self.page.keyboard.press("Shift+Tab" if backwards else "Tab")
         raise AssertionError("it cannot be reached by the keyboard")
+
+    async def watch_connection(self) -> None:
+        """Keep what its sign says from now on, however short."""
+        await self.page.evaluate(_WATCH_CONNECTION)
+
+    async def connection_said(self) -> list[str]:
+        """Since it is watched."""
+        said: list[str] = await self.page.evaluate("() => told")
+        return said
+
+    async def connection_has_said(self, words: str) -> None:
+        """Wait until it says so, or has said so since it is watched: some of it is soon gone."""
+        await self.page.wait_for_function("(words) => told.includes(words)", arg=words)
 
     async def new_chat(self) -> None:
         await self.page.get_by_role("link", name="New chat").click()

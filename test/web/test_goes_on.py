@@ -1,12 +1,10 @@
 """An answer goes on whatever happens: reloads, crashes, restarts, a laptop that is closed. To the letter."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from pages import ChatPage
-from playwright.async_api import Locator, expect
+from playwright.async_api import Locator, WebSocket, expect
 from scripted import Upstream, prose
 
 if TYPE_CHECKING:
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
     from test.conftest import Server
 
 BROKEN_LINE = r"WebSocket connection to|net::ERR_|status of 503"
-START_MS = 60_000.0
-"""How long a server may take to start, and the page to find it. Never reached by a test that passes."""
 SLOW = "".join(f"chunk {n}: hello" for n in range(1, 61))
 """What the model `slow` says to `hello`, in three seconds."""
 
@@ -28,17 +24,12 @@ async def grown(place: Locator, chars: int = 1) -> None:
     await place.page.wait_for_function("([it, chars]) => it.textContent.length > chars", arg=[handle, chars])
 
 
-@asynccontextmanager
-async def is_told(place: Locator, words: str) -> AsyncIterator[None]:
-    """What follows from the block is told there, if only for a moment. The page looks, at every frame."""
-    handle = await place.element_handle()
-    assert handle is not None
-    told = place.page.wait_for_function(
-        "([it, words]) => it.textContent === words", arg=[handle, words], timeout=START_MS
-    )
-    async with asyncio.TaskGroup() as group:
-        group.create_task(told)
-        yield
+async def tries(chat: ChatPage, count: int) -> None:
+    """Wait until the page has tried to connect so often from now on."""
+    tried: asyncio.Queue[WebSocket] = asyncio.Queue()
+    chat.page.on("websocket", tried.put_nowait)
+    for _ in range(count):
+        await tried.get()
 
 
 async def whole(chat: ChatPage, *texts: str) -> None:
@@ -180,9 +171,10 @@ async def test_a_killed_server_is_waited_for(stack: "Stack", visit: "Visit") -> 
     await grown(chat.text_of(1))
     await stack.kill_server()
     await expect(chat.connection).to_have_text("Connecting again…")
-    await asyncio.sleep(3)  # the page has tried in vain several times by then
-    async with is_told(chat.connection, "Connected again."):
-        await stack.start_server()
+    await tries(chat, 3)
+    await chat.watch_connection()
+    await stack.start_server()
+    await chat.connection_has_said("Connected again.")
     await whole(chat, SLOW)
     await expect(chat.questions).to_have_text(["hello"])
     await expect(chat.connection).to_be_hidden()
@@ -229,22 +221,22 @@ async def test_what_a_dead_server_had_in_memory_can_be_asked_again(
     await expect(chat.problems).to_have_count(0)
 
 
-async def test_a_restart_waits_for_what_runs(
-    own_server: "Server", visit: "Visit", upstream: Upstream
-) -> None:
-    visitor = await visit(own_server)
+async def test_a_restart_waits_for_what_runs(run_own: "RunOwn", visit: "Visit", upstream: Upstream) -> None:
+    server = run_own(shutdown={"timeout": "60s"})
+    visitor = await visit(server)
     visitor.may_complain.append(BROKEN_LINE)
     chat = ChatPage(visitor.page)
     await chat.send("Tell me")
     await upstream.say("One")
     await expect(chat.text_of(1)).to_have_text("One")
-    own_server.signal()
+    server.signal()
     await upstream.answer(" two")
     await whole(chat, "One two")
-    assert await own_server.exit_status() == 0
+    assert await server.exit_status() == 0
     await expect(chat.connection).to_have_text("Connecting again…")
-    async with is_told(chat.connection, "Connected again."):
-        await asyncio.to_thread(own_server.start_again)
+    await chat.watch_connection()
+    await asyncio.to_thread(server.start_again)
+    await chat.connection_has_said("Connected again.")
     await whole(chat, "One two")
     await expect(chat.problems).to_have_count(0)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from accessibility import accessible
 from pages import ChatPage
-from playwright.async_api import Page, ViewportSize, expect
+from playwright.async_api import Locator, Page, ViewportSize, expect
 from scripted import Upstream
 from visitor import PHONE, Colours
 
@@ -51,6 +51,14 @@ def forgetful_server(run_server: "RunServer") -> Iterator["Server"]:
         yield server
 
 
+async def boxes(places: Locator) -> list[dict[str, float]]:
+    """Where they are, all at the same moment."""
+    found: list[dict[str, float]] = await places.evaluate_all(
+        "(all) => all.map((it) => it.getBoundingClientRect().toJSON())"
+    )
+    return found
+
+
 async def fits(page: Page) -> bool:
     """Nothing of the page lies beside the window."""
     return bool(await page.evaluate(_FITS))
@@ -59,6 +67,7 @@ async def fits(page: Page) -> bool:
 async def test_nothing_is_too_broad_for_a_phone(server: "Server", upstream: Upstream, visit: "Visit") -> None:
     visitor = await visit(server, viewport=PHONE)
     chat = ChatPage(visitor.page)
+    await expect(chat.model).to_have_text("scripted")
     assert await fits(visitor.page)
     await chat.message.fill(LONG_WORD * 20)
     assert await fits(visitor.page)
@@ -143,11 +152,15 @@ async def test_dialogs_and_menus_fit_on_a_phone(server: "Server", upstream: Upst
     assert await fits(page)
     await page.keyboard.press("Escape")
     await chat.model.click()
-    for row in await page.get_by_role("dialog", name="Choose a model").get_by_role("checkbox").all():
+    rows = page.get_by_role("dialog", name="Choose a model").get_by_role("checkbox")
+    await expect(rows).to_have_count(5)
+    for row in await rows.all():
         await expect(row).to_be_in_viewport(ratio=1)
     await page.keyboard.press("Escape")
+    await expect(rows).to_have_count(0)
     await chat.open_menu()
     await chat.button("More for a question").click()
+    await expect(page.get_by_role("menuitem")).to_have_count(4)
     for entry in await page.get_by_role("menuitem").all():
         await expect(entry).to_be_in_viewport(ratio=1)
     await page.get_by_role("menuitem", name="Delete").click()
@@ -161,10 +174,9 @@ async def test_a_wide_screen_keeps_lines_short(server: "Server", upstream: Upstr
     await chat.send("a question")
     await (await upstream.asked()).answer("word " * 500)
     await chat.ended()
-    composer = await visitor.page.locator(".composer").bounding_box()
-    answer = await chat.text_of(1).bounding_box()
-    assert answer
-    assert composer
+    await expect(chat.text_of(1).locator(".growing")).to_have_count(0)
+    (composer,) = await boxes(visitor.page.locator(".composer"))
+    (answer,) = await boxes(chat.text_of(1))
     assert answer["width"] < 800
     # One stands over the other, in the middle of what the list of chats leaves.
     assert abs(answer["x"] - composer["x"]) < 2
@@ -175,9 +187,8 @@ async def test_a_wide_screen_keeps_lines_short(server: "Server", upstream: Upstr
     for model in ("scripted", "other"):
         await (await upstream.asked(model)).answer("word " * 500)
     await chat.ended()
-    left, right = await chat.answer(2).bounding_box(), await chat.answer(3).bounding_box()
-    assert left
-    assert right
+    await expect(chat.text_in(chat.answers).locator(".growing")).to_have_count(0)
+    _, left, right = await boxes(chat.answers)
     assert left["y"] == right["y"]
     assert min(left["width"], right["width"]) > 600
     assert await fits(visitor.page)
@@ -190,6 +201,7 @@ async def test_it_can_be_read_in_the_light_and_in_the_dark(
     visitor = await visit(server, colours=colours)
     page = visitor.page
     chat = ChatPage(page)
+    await expect(chat.model).to_have_text("scripted")
     await accessible(page)
     brightness = """() => {
       const numbers = (name) => getComputedStyle(document.body)[name].match(/\\d+/g).slice(0, 3).map(Number);
@@ -216,8 +228,10 @@ async def test_it_can_be_read_in_the_light_and_in_the_dark(
     await accessible(page)
     await page.keyboard.press("Escape")
     await chat.model.click()
+    await expect(page.get_by_role("dialog", name="Choose a model")).to_be_visible()
     await accessible(page)
     await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
     await chat.button("Sign in").click()
     await expect(page.get_by_label("Password")).to_be_visible()
     await accessible(page)
@@ -250,8 +264,10 @@ async def test_in_chinese_all_of_it_is_chinese(server: "Server", upstream: Upstr
     assert await english(page) == []
     await page.keyboard.press("Escape")
     await page.get_by_role("button", name="选择模型").click()
+    await expect(page.get_by_role("dialog", name="选择模型")).to_be_visible()
     assert await english(page) == []
     await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
     await page.get_by_role("button", name="登录", exact=True).click()
     await page.get_by_role("button", name="还没有账户？注册").click()
     assert await english(page) == []

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from pages import ChatPage
-from playwright.async_api import BrowserContext, Page, Request, expect
+from playwright.async_api import BrowserContext, Page, Request, Route, expect
 from scripted import Turn, Upstream
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ async def test_two_tabs_show_the_same_answer_growing(
         await expect(chat.answer(2)).to_contain_text("Stopped.")
         await expect(chat.text_of(2)).to_have_text("Four")
         await expect(chat.questions).to_have_text(["Tell me", "And then?"])
+    await upstream.turns[-1].was_left()
     await other.send("Go on")
     await upstream.answer("Five")
     for chat in (one, other):
@@ -134,6 +137,7 @@ async def test_whatever_another_program_has_said_meanwhile_is_shown(
         reply = await server.fetch("/v1/responses", "POST", headers=bearer, body={**body, "input": question})
         assert reply.status == 200, reply.text
     await visitor.lose_network()
+    await expect(chat.connection).to_be_visible()
     await visitor.find_network()
     await expect(chat.questions).to_have_text(questions)
 
@@ -153,11 +157,17 @@ async def runs_out(server: "Server", token: str) -> None:
         await asyncio.sleep(0.05)
 
 
-WATCH_CONNECTION = """() => {
-  window.told = [];
-  const sign = document.querySelector(".connection");
-  new MutationObserver(() => sign.hidden || told.push(sign.textContent)).observe(sign, { attributes: true });
-}"""
+async def notices_late(context: BrowserContext) -> None:
+    """Its pages say that a connection is lost when it is so for ten times as long as else: where a machine
+    has much to do a new one takes its time."""
+
+    async def stretch(route: Route) -> None:
+        answer = await route.fetch()
+        body, count = re.subn(r"(?m)^(const BREAK_MS = \d+);$", r"\g<1>0;", await answer.text())
+        assert count == 1
+        await route.fulfill(response=answer, body=body)
+
+    await context.route("**/app.js*", stretch)
 
 
 @pytest.mark.parametrize("locks", ["with locks", "without locks"])
@@ -172,13 +182,15 @@ async def test_nobody_notices_that_tokens_run_out(
         await visitor.context.add_init_script(hide)
     visitor.may_complain.append(REFUSED)
     renewals = asked_for(visitor.context, "/auth/refresh")
+    await notices_late(visitor.context)
+    begun = time.monotonic()
     await visitor.open()
     one = ChatPage(visitor.page)
     await one.sign_in("ada", PASSWORD)
     other = ChatPage(await visitor.new_tab())
     await expect(other.button("Account: ada")).to_be_visible()
     for chat in (one, other):
-        await chat.page.evaluate(WATCH_CONNECTION)
+        await chat.watch_connection()
     await runs_out(server, await token_of(visitor.page))
     await asyncio.gather(one.send("One"), other.send("Other"))
     for turn in [await upstream.asked(), await upstream.asked()]:
@@ -198,9 +210,10 @@ async def test_nobody_notices_that_tokens_run_out(
     for chat in (one, other):
         await expect(chat.button("Account: ada")).to_be_visible()
         await expect(chat.problems).to_have_count(0)
-        assert await chat.page.evaluate("() => told") == []
+        assert await chat.connection_said() == []
     assert len(upstream.turns) == 3
-    assert len(renewals) < 20
+    # A token is good for a second before it is renewed, and without locks each tab may renew it.
+    assert len(renewals) < max(20, 3 * (time.monotonic() - begun))
 
 
 def start_with_another_secret(server: "Server") -> None:
@@ -264,6 +277,7 @@ async def test_a_page_that_is_used_for_long_stays_small(
             await expect(chat.questions).to_have_text(["Another"])
             await chat.chats.filter(has_text="Question 1").click()
             await expect(chat.questions).to_have_count(30)
+            await expect(chat.text_of(30)).to_have_text("To Question 30.")
 
     await chat.ask("Another")
     await chat.new_chat()
