@@ -1,5 +1,6 @@
 """What is written without a connection is kept, and sent once, whatever gets lost and whenever."""
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -284,6 +285,67 @@ async def test_a_stop_is_not_lost_with_the_connection(
     await turn.was_left()
     await expect(chat.answer(1)).to_contain_text("Stopped.")
     await expect(chat.text_of(1)).to_have_text("One")
+
+
+async def test_what_is_discarded_while_its_chat_is_begun_is_not_sent(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    chat = ChatPage(visitor.page)
+    await expect(chat.model).to_contain_text("scripted")
+    gate = await visitor.hold("**/v1/conversations")
+    await chat.send("A slip")
+    await gate.reached()
+    await chat.waiting.get_by_role("button", name="Discard").click()
+    await expect(chat.waiting).to_have_count(0)
+    async with visitor.page.expect_response("**/v1/conversations"):
+        gate.open()
+    await chat.send("What I meant")
+    await answered(chat, upstream, "What I meant")
+    await expect(chat.page).to_have_url(re.compile("/c/conv_"))
+    await expect(chat.chats).to_have_count(1)
+
+
+async def test_what_waits_behind_a_discarded_message_is_sent(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    chat = ChatPage((await visit(server)).page)
+    await chat.page.evaluate("localStorage['sluice.settings'] = JSON.stringify({temperature: 99})")
+    await chat.send("Too hot")
+    await expect(chat.refusal).to_be_visible()
+    await chat.page.evaluate("localStorage.removeItem('sluice.settings')")
+    await chat.send("Just right")
+    await expect(chat.waiting).to_have_count(2)
+    await chat.waiting.first.get_by_role("button", name="Discard").click()
+    await answered(chat, upstream, "Just right")
+
+
+async def test_what_may_have_arrived_is_looked_for_before_it_is_tried_again(
+    server: "Server", cable: Cable, visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(cable)
+    visitor.may_complain.append(BROKEN_LINE + "|status of 500")
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    await (await upstream.asked()).answer("Answer 0.")
+    await chat.ended()
+    upstream.turns.clear()
+    cut = cable.cut_when(Way.DOWN, "response.queued", arrives=False)
+    await chat.send("Two")
+    await cut.comes()
+    # Nobody can say whether it has arrived.
+    wrong = {"status": 500, "json": {"error": {"message": "a bug", "code": "internal_error"}}}
+    await visitor.context.route("**/turns?**", lambda route: route.fulfill(**wrong))
+    await cable.mend()
+    await expect(chat.refusal).to_be_visible()
+    await visitor.context.unroute("**/turns?**")
+    await upstream.answer("Answer 1.")
+    await server.metric_becomes("sluice_queue_running", 0, model="scripted")
+    await chat.button("Try again").click()
+    await expect(chat.text_of(2)).to_have_text("Answer 1.")
+    await chat.ended()
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    assert [turn.question for turn in upstream.turns] == ["Two"]
 
 
 async def test_a_message_of_a_closed_tab_is_sent_by_the_next_one(

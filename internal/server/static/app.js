@@ -145,7 +145,7 @@ class App {
     this.#link.addEventListener("open", () => this.#connected());
     this.#link.addEventListener("close", () => this.#disconnected());
     this.#link.addEventListener("refused", ({ detail }) => this.fail(new Error(detail)));
-    this.#outbox.addEventListener("begun", ({ detail }) => this.#begun(detail.message));
+    this.#outbox.addEventListener("begun", ({ detail }) => this.#begun(detail));
     this.#outbox.addEventListener("sent", ({ detail }) => this.#sent(detail));
     this.#outbox.addEventListener("joined", ({ detail }) => this.#joined(detail));
     this.#outbox.addEventListener("adopted", () => this.#adopted());

@@ -19,8 +19,8 @@ const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restartin
 
 /**
  * Of this tab. Tells with the event `change`, and with `sent` ({message, answer}) once the server has taken one, and
- * `joined` ({id, answer}) when another model answers it, too, or cannot (null); with `begun` ({message}) when a
- * conversation was begun for it, and `adopted` when there are some of a tab that is gone.
+ * `joined` ({id, answer}) when another model answers it, too, or cannot (null); with `begun` ({place, conversation}) when
+ * a conversation was begun for what waits, and `adopted` when there are some of a tab that is gone.
  *
  * A message: {id, tab, owner, conversation, place, fields, text, files, sentIn, error}: `owner` is who wrote it, `place`
  * what its chat is called while it has no id, `fields` are those of `response.create`, `sentIn` the generation of the
@@ -82,21 +82,23 @@ export class Outbox extends EventTarget {
     try {
       this.#save();
     } catch {
-      this.remove(kept);
+      this.#remove(kept);
       throw full(); // a browser keeps a few megabytes only
     }
     this.pump();
     return kept;
   }
 
-  remove(message) {
-    this.#messages = this.#messages.filter((it) => it.id !== message.id);
-    this.#save();
+  /** It is not wanted any more: what waits behind it goes. */
+  discard(message) {
+    this.#remove(message);
+    this.pump();
   }
 
   retry(message) {
     message.error = null;
-    message.sentIn = null;
+    // It may have arrived although it failed: not every error is the server's word on it.
+    if (message.sentIn !== null) message.sentIn = -1;
     this.#save();
     this.pump();
   }
@@ -125,18 +127,21 @@ export class Outbox extends EventTarget {
       const turns = await this.#taken(message);
       if (turns.length) return this.#arrived(message, null);
     }
-    if (message.conversation === null) {
-      const { id } = await this.#api.call("POST", "/v1/conversations", {});
-      for (const other of this.#messages) {
-        if (other.conversation === null && other.place === message.place) other.conversation = id;
-      }
-      this.#save();
-      this.dispatchEvent(new CustomEvent("begun", { detail: { message } }));
-    }
+    if (message.conversation === null) await this.#begin(message.place);
+    if (!this.#messages.includes(message)) return; // it was discarded meanwhile
     message.sentIn = this.#link.generation;
     this.#save(); // before it goes: who is lost now asks later whether it has arrived
     const fields = { ...message.fields, conversation: message.conversation, metadata: { message_id: message.id } };
     if (!this.#responses.create(message.id, fields)) message.sentIn = null;
+  }
+
+  async #begin(place) {
+    const { id: conversation } = await this.#api.call("POST", "/v1/conversations", {});
+    const begun = this.#messages.filter((it) => it.conversation === null && it.place === place);
+    if (!begun.length) return;
+    for (const message of begun) message.conversation = conversation;
+    this.#save();
+    this.dispatchEvent(new CustomEvent("begun", { detail: { place, conversation } }));
   }
 
   /** Its turns, should the server have it. */
@@ -153,7 +158,7 @@ export class Outbox extends EventTarget {
   }
 
   #arrived(message, answer) {
-    this.remove(message);
+    this.#remove(message);
     this.dispatchEvent(new CustomEvent("sent", { detail: { message, answer } }));
   }
 
@@ -201,6 +206,11 @@ export class Outbox extends EventTarget {
       this.#changed();
     }
     return isMine;
+  }
+
+  #remove(message) {
+    this.#messages = this.#messages.filter((it) => it.id !== message.id);
+    this.#save();
   }
 
   /** What a guest has written goes along when they sign in; what a user has, nobody else sends. */

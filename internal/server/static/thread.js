@@ -140,7 +140,7 @@ export class Thread {
     const files = message.files.map((name) => el("span", { class: "chip", text: name }));
     const bubble = el("div", { class: "bubble" }, files, message.text);
     if (message.error === null) {
-      const discard = iconButton("close", say("discard"), () => this.#outbox.remove(message));
+      const discard = iconButton("close", say("discard"), () => this.#outbox.discard(message));
       return el("section", { class: "turn waiting" }, el("div", { class: "asked" }, bubble, el("p", { class: "status" }, why, discard)));
     }
     const problem = el(
@@ -149,7 +149,7 @@ export class Thread {
       el("p", { text: why }),
       button(say("retry"), () => this.#actions.retry(message)),
       button(say("discard"), () => {
-        this.#outbox.remove(message);
+        this.#outbox.discard(message);
         this.#actions.putBack(message);
       }),
     );
