@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 REFRESH = "/api/v1/auth/refresh"
 PATIENCE_S = 10.0
 """Never reached by a test that passes."""
+PUT_ASIDE_AND_TAKE_OUT = """() => {
+  // A page that a browser has put aside hears nothing of what happens meanwhile.
+  localStorage.removeItem("sluice.identity");
+  dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
+}"""
 PASSWORD = "correct horse battery"
 """Of everybody here."""
 
@@ -134,21 +139,103 @@ async def test_who_signs_out_is_out_at_the_server_too(server: "Server", visit: "
     assert reply.status == 401, reply.text
 
 
-# What is said of who one is when the page ends.
-LAST_ACCOUNT = """() => addEventListener("pagehide", () => {
-  sessionStorage.setItem("account", document.querySelector(".account").textContent);
-})"""
-
-
-async def test_a_page_is_of_one_person_as_long_as_it_is_there(server: "Server", visit: "Visit") -> None:
-    await register(server, "judy")
+async def test_a_page_that_one_comes_back_to_shows_nothing_of_somebody_else(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    await register(server, "kim")
     visitor = await visit(server)
     page, chat = visitor.page, ChatPage(visitor.page)
-    await chat.sign_in("judy", PASSWORD)
-    await page.evaluate(LAST_ACCOUNT)
+    visitor.may_complain.append("status of 404")
+    await chat.sign_in("kim", PASSWORD)
+    await ask(chat, upstream, "Hello?", "Hello.")
+    await page.evaluate(PUT_ASIDE_AND_TAKE_OUT)
+    await expect(chat.button("Sign in")).to_be_visible()
+    await expect(page.get_by_text("Hello")).to_have_count(0)
+
+
+async def test_who_clears_the_browser_is_nobody_any_more(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    await register(server, "lea")
+    visitor = await visit(server)
+    page, chat = visitor.page, ChatPage(visitor.page)
+    await chat.sign_in("lea", PASSWORD)
+    await ask(chat, upstream, "Hello?", "Hello.")
+    other = await visitor.new_tab()
+    await other.evaluate("localStorage.clear()")
+    await expect(chat.button("Sign in")).to_be_visible()
+    await expect(page.get_by_text("Hello")).to_have_count(0)
+    await ask(chat, upstream, "Who am I?", "Nobody.")
+
+
+async def test_a_tab_that_was_nobody_yet_is_who_signs_in(server: "Server", visit: "Visit") -> None:
+    await register(server, "max")
+    visitor = await visit(server, None)
+    gate = await visitor.hold("**/auth/guest")
+    await visitor.open()
+    await gate.reached()
+    other = ChatPage(await visitor.new_tab())
+    await other.sign_in("max", PASSWORD)
+    gate.open()
+    await expect(ChatPage(visitor.page).account("max")).to_be_visible()
+
+
+async def test_a_name_is_the_same_however_it_is_written(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    await register(server, "Nora")
+    visitor = await visit(server)
+    visitor.may_complain.append("ERR_|WebSocket")
+    chat = ChatPage(visitor.page)
+    await chat.sign_in("Nora", PASSWORD)
+    await expect(chat.connection).to_be_hidden()
+    await visitor.lose_network()
+    await chat.send("mine")
+    await expect(chat.waiting).to_contain_text("mine")
+    await visitor.page.evaluate("localStorage.removeItem('sluice.identity')")
+    await visitor.find_network()
+    await visitor.open()
+    await chat.sign_in("nora", PASSWORD)
+    await upstream.answer("Here.")
+    await expect(chat.chats).to_have_text(["mine"])
+
+
+async def test_nobody_is_answered_by_the_settings_of_somebody_else(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    for name in ("olga", "paul"):
+        await register(server, name)
+    chat = ChatPage((await visit(server)).page)
+    await chat.set(temperature="0.5", longest="", system="I am a guest.")
+
+    async def asked_with() -> tuple[float | None, str | None]:
+        await chat.new_chat()
+        await chat.send("Who am I?")
+        turn = await upstream.asked()
+        await turn.answer("You.")
+        await chat.ended()
+        first = turn.body["messages"][0]
+        return turn.body.get("temperature"), first["content"] if first["role"] == "system" else None
+
+    plain = (None, None)
+    # What a guest has set goes along.
+    await chat.sign_in("olga", PASSWORD)
+    assert await asked_with() == (0.5, "I am a guest.")
+    await chat.set(temperature="0.25", longest="", system="I am Olga, and ill.")
+    assert await asked_with() == (0.25, "I am Olga, and ill.")
     await chat.sign_out()
     await expect(chat.button("Sign in")).to_be_visible()
-    assert await page.evaluate("sessionStorage.getItem('account')") == "judy"
+    assert await asked_with() == plain
+    await chat.button("Settings").click()
+    await expect(chat.setting("System prompt")).to_have_value("")
+    await chat.page.keyboard.press("Escape")
+    await chat.sign_in("paul", PASSWORD)
+    assert await asked_with() == plain
+    await chat.set(temperature="1", longest="", system="I am Paul.")
+    await chat.sign_out()
+    await expect(chat.button("Sign in")).to_be_visible()
+    await chat.sign_in("olga", PASSWORD)
+    assert await asked_with() == (0.25, "I am Olga, and ill.")
 
 
 async def test_a_login_that_is_ended_elsewhere_leads_to_the_sign_in_and_back(

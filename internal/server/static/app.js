@@ -11,7 +11,7 @@ import { Renderer } from "./markdown.js";
 import { ModelPicker } from "./models.js";
 import { Outbox } from "./outbox.js";
 import { Responses } from "./responses.js";
-import { openSettings, settingFields } from "./settings.js";
+import { Settings } from "./settings.js";
 import { MAX_TITLE, Sidebar } from "./sidebar.js";
 import { Thread } from "./thread.js";
 import { say, sayError } from "./words.js";
@@ -28,8 +28,8 @@ const NARROW = matchMedia("(max-width: 56rem)");
 const TITLE_MS = [1500, 5000, 15_000];
 
 class App {
-  #identity;
-  #name;
+  #person;
+  #settings;
   #api;
   #link;
   #responses;
@@ -51,13 +51,13 @@ class App {
   #menu = iconButton("menu", say("menu"), () => this.#toggleMenu(true), { class: "narrow-only", "aria-controls": "sidebar", "aria-expanded": "false" });
 
   constructor(identity) {
-    this.#identity = identity;
+    this.#person = identity.person;
+    this.#settings = new Settings(this.#person);
     this.#api = new Api(identity);
     this.#link = new Link("/v1/responses", identity);
     this.#responses = new Responses(this.#link, this.#api);
     const isBusy = (id) => this.#open.get(id)?.isBusy ?? false;
-    this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, identity.name, isBusy);
-    this.#name = identity.name;
+    this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, this.#person, isBusy);
     this.models = new ModelPicker(this.#api);
     this.sidebar = new Sidebar({
       api: this.#api,
@@ -96,7 +96,7 @@ class App {
     this.composer = new Composer({
       api: this.#api,
       models: this.models,
-      openSettings: () => openSettings(this.#api),
+      openSettings: () => this.#settings.open(this.#api),
       actions: {
         send: (message) => this.#send(message),
         stop: () => this.#stop(),
@@ -125,9 +125,9 @@ class App {
 
   async start() {
     const left = takeLeft();
-    const isOurs = left !== null && (left.name === null || left.name === this.#name);
+    const isOurs = left !== null && (left.person === null || left.person === this.#person);
     // A guest whom the server did not know any more is another one now, without any chats.
-    if (isOurs && this.#name !== null) history.replaceState(null, "", left.path);
+    if (isOurs && this.#person !== null) history.replaceState(null, "", left.path);
     this.#route();
     if (isOurs) this.composer.draft = { text: left.text, uploads: [] };
     this.#link.open();
@@ -136,8 +136,14 @@ class App {
 
   /** Keep where one is, and what one writes, until the same person is back in this tab: a login may end at any time. */
   leave() {
-    const left = { name: this.#name, path: location.pathname, text: this.composer.draft.text };
+    const left = { person: this.#person, path: location.pathname, text: this.composer.draft.text };
     sessionStorage.setItem(LEFT, JSON.stringify(left));
+  }
+
+  /** Nothing is shown, said or heard any more: another page comes in the place of this one, as soon as it can. */
+  end() {
+    this.#link.close();
+    document.body.replaceChildren();
   }
 
   #listen() {
@@ -250,7 +256,7 @@ class App {
   }
 
   #ask({ input, text, files = [], replaces = null, models = null }) {
-    const fields = { ...this.#whom(models ?? this.models.chosen), input, ...settingFields() };
+    const fields = { ...this.#whom(models ?? this.models.chosen), input, ...this.#settings.fields };
     if (replaces !== null) fields.replaces = replaces;
     const { id, place } = this.#shown;
     this.#outbox.add({ conversation: id, place, fields, text, files });
@@ -429,9 +435,18 @@ async function main() {
     }
   }
   // Who is somebody else now sees nothing of what was there before.
-  identity.addEventListener("change", ({ detail }) => {
+  const changed = ({ detail }) => {
     if (!detail.isSignOut) app?.leave();
+    app?.end();
     location.assign("/");
+  };
+  identity.addEventListener("change", changed, { once: true });
+  // A page that the browser had put aside has heard nothing of who that is now, and of what was said and sent.
+  addEventListener("pageshow", ({ persisted }) => {
+    if (!persisted) return;
+    app?.leave();
+    app?.end();
+    location.reload();
   });
   if (identity.rules === null) {
     document.body.replaceChildren(el("main", { class: "note" }, el("h1", { text: "Sluice" }), el("p", { text: say("noStorage") })));

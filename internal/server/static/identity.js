@@ -35,15 +35,22 @@ export class Identity extends EventTarget {
     }
     this.#nameAtStart = this.name;
     addEventListener("storage", (event) => {
+      if (event.key === null) return this.#changed(); // all was cleared
       if (event.key !== PLACE) return;
       const before = personIn(event.oldValue);
-      if (before !== undefined && before !== personIn(event.newValue)) this.#changed();
+      const isAnother = before !== undefined && before !== personIn(event.newValue);
+      if (isAnother || this.name !== this.#nameAtStart) this.#changed();
     });
   }
 
   /** The name of the user; null: a guest. */
   get name() {
     return this.#kept.name ?? null;
+  }
+
+  /** The name as it is compared: the server knows a user however that is written. null: a guest. */
+  get person() {
+    return this.name?.normalize("NFKC").toLowerCase() ?? null;
   }
 
   get isKnown() {

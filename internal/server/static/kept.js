@@ -11,6 +11,14 @@ export function recall(place, otherwise) {
   }
 }
 
+/** What is kept in a place is kept in another one from now on, if nothing is there yet. */
+export function move(from, to) {
+  const kept = localStorage.getItem(from);
+  if (kept === null) return;
+  localStorage.removeItem(from);
+  if (localStorage.getItem(to) === null) localStorage.setItem(to, kept);
+}
+
 /** Throws what the browser throws when there is no room. */
 export function keep(place, value) {
   localStorage.setItem(place, JSON.stringify(value));

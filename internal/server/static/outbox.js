@@ -38,7 +38,7 @@ export class Outbox extends EventTarget {
   #asking = new Set();
 
   /**
-   * `owner`: the name of the user, null for a guest. `isBusy(conversation)`: whether an answer runs there, behind which
+   * `owner`: which user that is, null for a guest. `isBusy(conversation)`: whether an answer runs there, behind which
    * a message has to wait.
    */
   constructor(api, link, responses, channel, owner, isBusy) {

@@ -1,57 +1,69 @@
-/** How models are to answer: kept in this browser, sent with every message. */
+/** How models are to answer: kept in this browser for each person, sent with every message. */
 
 import { openDialog } from "./dialogs.js";
 import { el } from "./dom.js";
-import { keep, recall } from "./kept.js";
+import { keep, move, recall } from "./kept.js";
 import { say, sayError } from "./words.js";
 
+/** Of guests. */
 const PLACE = "sluice.settings";
 
-/** The fields of `response.create` that the person has set. */
-export function settingFields() {
-  const { temperature, maxTokens, system } = recall(PLACE, {});
-  return {
-    ...(Number.isFinite(temperature) ? { temperature } : {}),
-    ...(Number.isFinite(maxTokens) ? { max_output_tokens: maxTokens } : {}),
-    ...(system ? { instructions: system } : {}),
-  };
-}
+/** What a guest has set goes along when they sign in; of what a user has, nobody else finds anything. */
+export class Settings {
+  #place;
 
-export async function openSettings(api) {
-  const kept = recall(PLACE, {});
-  const upstream = await Upstream.of(api).catch(() => null); // what is kept here can be set all the same
-  const temperature = el("input", { type: "number", min: 0, max: 2, step: "any", placeholder: say("modelDefault") });
-  const maxTokens = el("input", { type: "number", min: 1, step: 1, placeholder: say("modelDefault") });
-  const system = el("textarea", { rows: 5, placeholder: say("systemHint") });
-  temperature.value = kept.temperature ?? "";
-  maxTokens.value = kept.maxTokens ?? "";
-  system.value = kept.system ?? "";
-  const problem = el("p", { class: "problem", role: "alert", hidden: true });
-  const form = el(
-    "form",
-    {},
-    el("label", {}, say("temperature"), temperature),
-    el("label", {}, say("maxTokens"), maxTokens),
-    el("label", {}, say("system"), system),
-    upstream?.element,
-    problem,
-    el("div", { class: "buttons end" }, el("button", { class: "button main", text: say("save") })),
-  );
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const number = (field) => (field.value === "" ? null : field.valueAsNumber);
-    const set = { temperature: number(temperature), maxTokens: number(maxTokens), system: system.value.trim() };
-    keep(PLACE, set);
-    try {
-      await upstream?.save();
-      dialog.close();
-    } catch (error) {
-      problem.textContent = sayError(error);
-      problem.hidden = false;
-    }
-  });
-  const { dialog, closed } = openDialog(say("settings"), form);
-  await closed;
+  /** `person`: which user that is, null for a guest. */
+  constructor(person) {
+    this.#place = person === null ? PLACE : `${PLACE}.${person}`;
+    if (person !== null) move(PLACE, this.#place);
+  }
+
+  /** The fields of `response.create` that the person has set. */
+  get fields() {
+    const { temperature, maxTokens, system } = recall(this.#place, {});
+    return {
+      ...(Number.isFinite(temperature) ? { temperature } : {}),
+      ...(Number.isFinite(maxTokens) ? { max_output_tokens: maxTokens } : {}),
+      ...(system ? { instructions: system } : {}),
+    };
+  }
+
+  async open(api) {
+    const kept = recall(this.#place, {});
+    const upstream = await Upstream.of(api).catch(() => null); // what is kept here can be set all the same
+    const temperature = el("input", { type: "number", min: 0, max: 2, step: "any", placeholder: say("modelDefault") });
+    const maxTokens = el("input", { type: "number", min: 1, step: 1, placeholder: say("modelDefault") });
+    const system = el("textarea", { rows: 5, placeholder: say("systemHint") });
+    temperature.value = kept.temperature ?? "";
+    maxTokens.value = kept.maxTokens ?? "";
+    system.value = kept.system ?? "";
+    const problem = el("p", { class: "problem", role: "alert", hidden: true });
+    const form = el(
+      "form",
+      {},
+      el("label", {}, say("temperature"), temperature),
+      el("label", {}, say("maxTokens"), maxTokens),
+      el("label", {}, say("system"), system),
+      upstream?.element,
+      problem,
+      el("div", { class: "buttons end" }, el("button", { class: "button main", text: say("save") })),
+    );
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      const number = (field) => (field.value === "" ? null : field.valueAsNumber);
+      const set = { temperature: number(temperature), maxTokens: number(maxTokens), system: system.value.trim() };
+      keep(this.#place, set);
+      try {
+        await upstream?.save();
+        dialog.close();
+      } catch (error) {
+        problem.textContent = sayError(error);
+        problem.hidden = false;
+      }
+    });
+    const { dialog, closed } = openDialog(say("settings"), form);
+    await closed;
+  }
 }
 
 /** A server of the person's own that one of the models asks: kept by this server, where its operator allows it. */
