@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -139,6 +140,104 @@ async def test_whatever_another_program_has_said_meanwhile_is_shown(
     await visitor.lose_network()
     await expect(chat.connection).to_be_visible()
     await visitor.find_network()
+    await expect(chat.questions).to_have_text(questions)
+
+
+SAY = """async ([text, replaces]) => {
+  const token = JSON.parse(localStorage["sluice.identity"]).access;
+  const headers = { "Authorization": `Bearer ${token}`, "Content-Type": "application/json" };
+  const conversation = location.pathname.split("/")[2];
+  const body = JSON.stringify({ model: "echo", input: text, conversation, replaces });
+  return (await fetch("/v1/responses", { method: "POST", headers, body })).status;
+}"""
+"""As another program does in the chat that is shown."""
+NEWS = """() => new BroadcastChannel("sluice").postMessage({
+  kind: "turn", conversation: location.pathname.split("/")[2]
+})"""
+"""As another tab does that has said something there."""
+
+
+async def test_a_chat_that_one_comes_back_to_has_what_was_said_meanwhile(
+    server: "Server", visit: "Visit"
+) -> None:
+    visitor = await visit(server)
+    chat = ChatPage(visitor.page)
+    await chat.choose("echo")
+    await chat.ask("One")
+    address = visitor.page.url.removeprefix(server.http())
+    await chat.new_chat()
+    await chat.ask("Another")
+    elsewhere = await visitor.new_tab(address)
+    await expect(ChatPage(elsewhere).questions).to_have_text(["One"])
+    assert await elsewhere.evaluate(SAY, ["Two", None]) == 200
+    await chat.chats.filter(has_text="One").click()
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    # And while another window lay over this one.
+    assert await elsewhere.evaluate(SAY, ["Three", None]) == 200
+    await visitor.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    await expect(chat.questions).to_have_text(["One", "Two", "Three"])
+
+
+async def test_a_chat_that_could_not_be_read_is_there_when_one_goes_on_in_it(
+    server: "Server", visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    await upstream.answer("Answer 1.")
+    await chat.ended()
+    await visitor.context.route("**/turns?**", lambda route: route.abort(), times=1)
+    await visitor.page.reload()
+    note = visitor.page.get_by_text("The server cannot be reached.")
+    await expect(note).to_be_visible()
+    await chat.send("Two")
+    await upstream.answer("Answer 2.")
+    await expect(chat.questions).to_have_text(["One", "Two"])
+    await expect(chat.text_of(2)).to_have_text("Answer 2.")
+    await expect(note).to_be_hidden()
+
+
+async def test_old_news_do_not_bring_back_what_was_said_otherwise_since(
+    server: "Server", visit: "Visit"
+) -> None:
+    visitor = await visit(server)
+    chat = ChatPage(visitor.page)
+    await chat.choose("echo")
+    await chat.ask("A slip")
+    turns = "**/turns?**"
+    gate = await visitor.hold(turns, answered=True)
+    async with visitor.page.expect_request(turns) as found:
+        await visitor.page.evaluate(NEWS)
+    await gate.reached()
+    # Another tab says it otherwise, and tells of it.
+    bearer = {"Authorization": f"Bearer {await token_of(visitor.page)}"}
+    listed = await server.fetch(urlsplit((await found.value).url).path, headers=bearer)
+    slip = listed.json["data"][0]["id"]
+    assert await visitor.page.evaluate(SAY, ["What I meant", slip]) == 200
+    await visitor.page.evaluate(NEWS)
+    await expect(chat.questions).to_have_text(["What I meant"])
+    async with visitor.page.expect_request(turns) as asked_again:
+        gate.open()
+    await (await asked_again.value).response()
+    await expect(chat.questions).to_have_text(["What I meant"])
+
+
+async def test_what_could_not_be_read_of_what_others_have_said_is_read_later(
+    server: "Server", visit: "Visit", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await chat.choose("echo")
+    await chat.ask("Question 0")
+    questions = [f"Question {number}" for number in range(25)]
+    for question in questions[1:]:
+        assert await visitor.page.evaluate(SAY, [question, None]) == 200
+    await visitor.context.route("**/turns?**&after=**", lambda route: route.abort(), times=1)
+    async with visitor.page.expect_event("requestfailed"):
+        await visitor.page.evaluate(NEWS)
+    await visitor.page.evaluate(NEWS)
     await expect(chat.questions).to_have_text(questions)
 
 

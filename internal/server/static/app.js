@@ -156,6 +156,7 @@ class App {
     this.#outbox.addEventListener("joined", ({ detail }) => this.#joined(detail));
     this.#outbox.addEventListener("adopted", () => this.#adopted());
     this.#channel.addEventListener("message", ({ data }) => this.#hear(data));
+    document.addEventListener("visibilitychange", () => !document.hidden && this.#link.isOpen && this.#catchUp());
     document.addEventListener("keydown", (event) => this.#key(event));
     document.addEventListener("dragover", (event) => event.preventDefault());
     document.addEventListener("drop", (event) => {
@@ -188,6 +189,7 @@ class App {
     this.sidebar.current = id;
     this.#update();
     if (!conversation.isLoaded) this.#load(conversation);
+    else conversation.refresh().catch(() => {}); // others may have gone on in it
   }
 
   #conversation(id) {
@@ -215,18 +217,19 @@ class App {
     this.#keepOpen(conversation);
     try {
       await conversation.load();
-      if (conversation === this.#shown) this.thread.say(null);
       this.thread.update();
       this.#outbox.pump();
     } catch (error) {
       if (conversation !== this.#shown) return;
-      this.#open.delete(conversation.id);
       this.thread.say(error.status === 404 ? say("conversationGone") : sayError(error));
     }
   }
 
   #changed(conversation) {
-    if (conversation === this.#shown) this.#update();
+    if (conversation === this.#shown) {
+      if (conversation.isLoaded) this.thread.say(null);
+      this.#update();
+    }
     this.#outbox.pump();
   }
 

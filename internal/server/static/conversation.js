@@ -70,6 +70,11 @@ export class Conversation extends EventTarget {
   #loading = null;
   /** How often it has gone on from elsewhere by what was done here. */
   #moves = 0;
+  /** How often turns were asked for, and which time of these is the last one that was heard of. */
+  #asked = 0;
+  #heard = 0;
+  /** The turns that were here before the last ones, as long as it is not known whether there are others between. */
+  #known = null;
 
   id;
   /** What it is called here while it has no id yet. */
@@ -117,11 +122,12 @@ export class Conversation extends EventTarget {
     if (this.id === null) return;
     if (!this.isLoaded) return this.load();
     const { hasOlder } = this;
-    const known = new Set(this.#turns.keys());
+    const known = (this.#known ??= new Set(this.#turns.keys()));
     const isApart = ({ has_more: hasMore, data }) => known.size > 0 && hasMore && !data.some((turn) => known.has(turn.id));
     let page = await this.#read(NEWEST);
     // More may be new than one page holds.
     while (isApart(page)) page = await this.#read(PAGE, page.data.map((turn) => turn.id).sort()[0]);
+    this.#known = null;
     if (known.size > 0) this.hasOlder = hasOlder;
     this.#changed();
   }
@@ -135,8 +141,11 @@ export class Conversation extends EventTarget {
   async #read(limit, after = null) {
     const behind = after === null ? "" : `&after=${after}`;
     const moves = this.#moves;
+    const asked = (this.#asked += 1);
     const page = await this.#api.call("GET", `/v1/conversations/${this.id}/turns?limit=${limit}${behind}`);
-    if (moves !== this.#moves) return this.#read(limit, after); // it may tell of where one was before
+    // It may tell of where one was before.
+    if (moves !== this.#moves || asked < this.#heard) return this.#read(limit, after);
+    this.#heard = asked;
     this.head = page.head_id;
     if (after !== null || this.#turns.size === 0) this.hasOlder = page.has_more;
     for (const found of page.data) this.#take(found);
