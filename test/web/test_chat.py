@@ -531,6 +531,26 @@ async def test_an_input_method_chooses_with_enter_and_does_not_send(
     assert len(upstream.turns) == 1
 
 
+async def test_an_input_method_chooses_with_enter_in_an_edit_too(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    chat = ChatPage((await visit(server)).page)
+    await chat.send("ni hao")
+    await (await upstream.asked()).answer("Well.")
+    await chat.ended()
+    await chat.questions.hover()
+    await chat.button("Edit the message").click()
+    await chat.edited.fill("你好")
+    await chat.edited.dispatch_event("keydown", {"key": "Enter", "keyCode": 229, "bubbles": True})
+    await chat.edited.dispatch_event("keydown", {"key": "Escape", "keyCode": 229, "bubbles": True})
+    await expect(chat.edited).to_have_value("你好")
+    await chat.edited.press("Enter")
+    turn = await upstream.asked()
+    assert said(turn) == [("user", "你好")]
+    await turn.answer("你好！")
+    await chat.ended()
+
+
 async def test_nothing_is_sent_where_nothing_is_written(
     server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:

@@ -365,6 +365,54 @@ async def test_a_message_of_a_closed_tab_is_sent_by_the_next_one(
     await answered(ChatPage(empty), upstream, "Tell me")
 
 
+async def test_a_message_of_a_closed_tab_is_sent_by_one_that_stays(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append(BROKEN_LINE)
+    chat = ChatPage(visitor.page)
+    await expect(chat.model).to_contain_text("scripted")
+    others = [ChatPage(await visitor.new_tab()) for _ in range(2)]
+    for other in others:
+        await expect(other.model).to_contain_text("scripted")
+    await visitor.lose_network()
+    await chat.send("Tell me")
+    await expect(chat.waiting.get_by_text(WAITS)).to_have_count(1)
+    await visitor.page.close()
+    await visitor.find_network()
+    turn = await upstream.asked()
+    for other in others:
+        await expect(other.chats).to_have_count(1)
+        await other.chats.click()
+        await expect(other.questions).to_have_text(["Tell me"])
+    await turn.answer("Answer 1.")
+    for other in others:
+        await expect(other.text_of(1)).to_have_text("Answer 1.")
+        await other.ended()
+    assert [turn.question for turn in upstream.turns] == ["Tell me"]
+
+
+async def test_what_waits_in_a_chat_is_deleted_with_it(
+    visit: "Visit", server: "Server", upstream: Upstream
+) -> None:
+    visitor = await visit(server)
+    visitor.may_complain.append("status of 404")
+    chat = ChatPage(visitor.page)
+    await chat.send("One")
+    await upstream.say("Answer")
+    await expect(chat.text_of(1)).to_have_text("Answer")
+    other = ChatPage(await visitor.new_tab(visitor.page.url.removeprefix(server.http())))
+    await expect(other.text_of(1)).to_have_text("Answer")
+    for tab, text in ((chat, "Two"), (other, "Three")):
+        await tab.send(text)
+        await expect(tab.waiting).to_have_count(1)
+    await chat.delete("One")
+    await expect(other.page).to_have_url(server.http("/"))
+    await expect(chat.page).to_have_url(server.http("/"))
+    assert await chat.page.evaluate("localStorage.getItem('sluice.outbox')") == "[]"
+    assert len(upstream.turns) == 1
+
+
 async def test_of_two_tabs_one_sends(visit: "Visit", server: "Server", upstream: Upstream) -> None:
     visitor = await visit(server)
     visitor.may_complain.append(BROKEN_LINE)

@@ -4,7 +4,7 @@ import { AccountButton, signInPage } from "./account.js";
 import { Api } from "./api.js";
 import { Composer, HAS_KEYBOARD } from "./composer.js";
 import { Conversation, filesOf, question } from "./conversation.js";
-import { el, iconButton } from "./dom.js";
+import { el, iconButton, isOfInputMethod } from "./dom.js";
 import { Identity } from "./identity.js";
 import { Link } from "./link.js";
 import { Renderer } from "./markdown.js";
@@ -248,6 +248,7 @@ class App {
 
   #deleted(id) {
     this.#open.delete(id);
+    this.#outbox.forget(id);
     if (this.#shown.id === id) this.go(null);
   }
 
@@ -388,7 +389,7 @@ class App {
   }
 
   #key(event) {
-    if (event.isComposing) return; // it is the input method's
+    if (isOfInputMethod(event)) return;
     const withControl = event.ctrlKey || event.metaKey;
     if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open], :popover-open")) {
       if (this.element.classList.contains("menu-open")) this.#toggleMenu(false);

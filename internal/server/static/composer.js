@@ -1,7 +1,7 @@
 /** Where a person writes: the message, its files, and the buttons that send and stop. */
 
 import { ApiError } from "./api.js";
-import { el, iconButton } from "./dom.js";
+import { el, iconButton, isOfInputMethod } from "./dom.js";
 import { say, sayError } from "./words.js";
 
 const MAX_FILES = 16;
@@ -125,8 +125,7 @@ export class Composer {
   }
 
   #key(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || this.#isComposing) return;
-    if (event.keyCode === 229) return; // in Safari the input method's, at the end of a composition
+    if (event.key !== "Enter" || event.shiftKey || this.#isComposing || isOfInputMethod(event)) return;
     event.preventDefault();
     this.#submit();
   }

@@ -78,6 +78,11 @@ export function onFrame(work) {
   };
 }
 
+/** Whether a key is the input method's. In Safari the one that ends a composition comes behind it. */
+export function isOfInputMethod({ isComposing, keyCode }) {
+  return isComposing || keyCode === 229;
+}
+
 /** 32 hexadecimal digits that nobody guesses. `crypto.randomUUID` is for pages over TLS only. */
 export function randomId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");

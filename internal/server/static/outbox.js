@@ -13,7 +13,9 @@ const TAB = "sluice.tab";
 const MAX_KEPT = 50;
 const LOOK_BACK = 10;
 const LATER_MS = 1500;
+/** So soon other tabs say that they are there; later where all of them are just connected again. */
 const HEARD_MS = 400;
+const HEARD_BY_MANY_MS = 2000;
 /** Refusals that pass: then it is tried again. */
 const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restarting", "unreachable", "sign_in_needed"]);
 
@@ -52,7 +54,10 @@ export class Outbox extends EventTarget {
     this.#isBusy = isBusy;
     this.#messages = read().filter((message) => message.tab === this.#tab && this.#mayHave(message));
     for (const message of this.#messages) if (message.sentIn !== null) message.sentIn = -1; // over a link of before
-    link.addEventListener("open", () => this.pump());
+    link.addEventListener("open", () => {
+      this.pump();
+      if (link.generation > 1) this.#adopt({ areMany: true });
+    });
     link.addEventListener("close", () => this.#changed());
     responses.addEventListener("accepted", ({ detail }) => this.#accepted(detail));
     responses.addEventListener("refused", ({ detail }) => this.#refused(detail));
@@ -93,6 +98,12 @@ export class Outbox extends EventTarget {
   discard(message) {
     this.#remove(message);
     this.pump();
+  }
+
+  /** A chat is gone, and with it what waits there. */
+  forget(conversation) {
+    this.#messages = this.#messages.filter((it) => it.conversation !== conversation);
+    this.#save();
   }
 
   retry(message) {
@@ -179,14 +190,15 @@ export class Outbox extends EventTarget {
     this.#save();
   }
 
-  /** Take over what tabs have left that are gone. */
-  async #adopt() {
+  /** Take over what tabs have left that are gone. Of many tabs that are connected again at once one does. */
+  async #adopt({ areMany = false } = {}) {
     const living = new Set([this.#tab]);
     const hear = ({ data }) => (data.kind === "here" || data.kind === "who") && living.add(data.tab);
     this.#channel.addEventListener("message", hear);
     this.#channel.postMessage({ kind: "who", tab: this.#tab });
-    await new Promise((resolve) => setTimeout(resolve, HEARD_MS));
+    await new Promise((resolve) => setTimeout(resolve, areMany ? HEARD_BY_MANY_MS : HEARD_MS));
     this.#channel.removeEventListener("message", hear);
+    if (areMany && this.#tab !== [...living].sort()[0]) return;
     const left = read().filter((message) => !living.has(message.tab) && this.#mayHave(message));
     if (!left.length) return;
     const mine = left.map((it) => ({ ...it, tab: this.#tab, owner: this.#owner, sentIn: it.sentIn === null ? null : -1 }));

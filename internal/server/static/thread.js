@@ -3,7 +3,7 @@
 import { nameOf } from "./api.js";
 import { asSent, filesOf, textOf, withText } from "./conversation.js";
 import { AnswerView } from "./answer.js";
-import { button, el, iconButton } from "./dom.js";
+import { button, el, iconButton, isOfInputMethod } from "./dom.js";
 import { say, sayError } from "./words.js";
 
 const NEAR_END_PX = 80;
@@ -288,7 +288,7 @@ class GroupView {
     };
     const form = el("div", { class: "editing" }, area, el("div", { class: "buttons" }, button(say("cancel"), end), button(say("saveAndSend"), done, { class: "button main" })));
     form.addEventListener("keydown", (event) => {
-      if (event.isComposing) return;
+      if (isOfInputMethod(event)) return;
       if (event.key === "Escape") {
         event.stopPropagation();
         end();
