@@ -108,6 +108,27 @@ async def test_escape_stops_all_of_them(server: "Server", upstream: Upstream, vi
         await expect(chat.status_in(chat.answer_of(model))).to_have_text("Stopped.")
 
 
+async def test_what_is_said_at_once_goes_on_with_the_answer_that_was_chosen(
+    server: "Server", upstream: Upstream, visit: "Visit"
+) -> None:
+    visitor = await visit(server)
+    chat = await compare(visitor.page)
+    await chat.send("A number?")
+    for turn, text in zip(await both(upstream), ["one", "two"], strict=True):
+        await turn.answer(text)
+    await chat.ended()
+    gate = await visitor.hold("**/v1/batches/*")
+    await chat.go_on_with("other")
+    await gate.reached()
+    await chat.send("Twice?")
+    await expect(chat.waiting).to_have_count(1)
+    gate.open()
+    for turn in await both(upstream):
+        assert texts(turn) == ["A number?", "two", "Twice?"]
+        await turn.answer("four")
+    await chat.ended()
+
+
 async def test_one_fails_and_the_other_is_gone_on_with(
     server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:

@@ -56,8 +56,8 @@ class App {
     this.#api = new Api(identity);
     this.#link = new Link("/v1/responses", identity);
     this.#responses = new Responses(this.#link, this.#api);
-    const isBusy = (id) => this.#open.get(id)?.isBusy ?? false;
-    this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, this.#person, isBusy);
+    const mustWait = (id) => this.#open.get(id)?.mustWait ?? false;
+    this.#outbox = new Outbox(this.#api, this.#link, this.#responses, this.#channel, this.#person, mustWait);
     this.models = new ModelPicker(this.#api);
     this.sidebar = new Sidebar({
       api: this.#api,
@@ -75,7 +75,7 @@ class App {
         },
         closeMenu: () => this.#toggleMenu(false),
         fail: (error) => this.fail(error),
-        isRunning: isBusy,
+        isRunning: (id) => this.#open.get(id)?.isBusy ?? false,
       },
     });
     this.thread = new Thread({

@@ -68,8 +68,9 @@ export class Conversation extends EventTarget {
   #responses;
   #turns = new Map();
   #loading = null;
-  /** How often it has gone on from elsewhere by what was done here. */
+  /** How often it has gone on from elsewhere by what was done here, and how often it is about to. */
   #moves = 0;
+  #moving = 0;
   /** How often turns were asked for, and which time of these is the last one that was heard of. */
   #asked = 0;
   #heard = 0;
@@ -99,6 +100,11 @@ export class Conversation extends EventTarget {
 
   get isBusy() {
     return this.running.length > 0;
+  }
+
+  /** Whether nothing can be asked yet: behind an answer that runs, or from elsewhere as soon as the server knows. */
+  get mustWait() {
+    return this.isBusy || this.#moving > 0;
   }
 
   hasAnswerTo(messageId) {
@@ -247,18 +253,29 @@ export class Conversation extends EventTarget {
       next = all.filter((it) => !it.hasFailed && this.#parentKey(it) === leaf.key).at(-1);
     }
     const turn = leaf.turns.find((it) => it.id === this.head) ?? leaf.turns.find((it) => !it.hasFailed);
-    await this.#api.call("PATCH", `/conversations/${this.id}`, { head: turn.id });
-    this.head = turn.id;
-    this.#goTo(turn);
-    this.#changed();
+    await this.#move(`/conversations/${this.id}`, { head: turn.id }, () => {
+      this.head = turn.id;
+      this.#goTo(turn);
+    });
   }
 
   /** Of several answers, go on from this one. Throws ApiError. */
   async choose(turn) {
-    await this.#api.call("PATCH", `/v1/batches/${turn.batch.id}`, { chosen: turn.id });
-    this.#moves += 1;
-    this.head = turn.id;
-    this.#changed();
+    await this.#move(`/v1/batches/${turn.batch.id}`, { chosen: turn.id }, () => {
+      this.#moves += 1;
+      this.head = turn.id;
+    });
+  }
+
+  async #move(path, change, done) {
+    this.#moving += 1;
+    try {
+      await this.#api.call("PATCH", path, change);
+      done();
+    } finally {
+      this.#moving -= 1;
+      this.#changed();
+    }
   }
 
   /** Whether the chat goes on from this turn, or has gone on from it. */

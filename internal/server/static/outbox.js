@@ -35,15 +35,14 @@ export class Outbox extends EventTarget {
   #link;
   #responses;
   #channel;
-  #isBusy;
+  #mustWait;
   #messages = [];
   #asking = new Set();
 
   /**
-   * `owner`: which user that is, null for a guest. `isBusy(conversation)`: whether an answer runs there, behind which
-   * a message has to wait.
+   * `owner`: which user that is, null for a guest. `mustWait(conversation)`: whether nothing can be asked there yet.
    */
-  constructor(api, link, responses, channel, owner, isBusy) {
+  constructor(api, link, responses, channel, owner, mustWait) {
     super();
     this.#tab = takeTab();
     this.#owner = owner;
@@ -51,7 +50,7 @@ export class Outbox extends EventTarget {
     this.#link = link;
     this.#responses = responses;
     this.#channel = channel;
-    this.#isBusy = isBusy;
+    this.#mustWait = mustWait;
     this.#messages = read().filter((message) => message.tab === this.#tab && this.#mayHave(message));
     for (const message of this.#messages) if (message.sentIn !== null) message.sentIn = -1; // over a link of before
     link.addEventListener("open", () => {
@@ -124,7 +123,7 @@ export class Outbox extends EventTarget {
     }
     for (const message of first.values()) {
       if (message.error !== null || this.#asking.has(message.id) || message.sentIn === this.#link.generation) continue;
-      if (message.conversation !== null && this.#isBusy(message.conversation) && message.sentIn === null) continue;
+      if (message.conversation !== null && this.#mustWait(message.conversation) && message.sentIn === null) continue;
       this.#asking.add(message.id);
       this.#send(message)
         .catch((error) => this.#failed(message, error))
