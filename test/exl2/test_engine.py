@@ -17,6 +17,7 @@ from internal.biz.generation import Finished, FinishReason, Job, Output
 from internal.biz.models import Message, OutputFormat, Role, Sampling, Settings, Usage
 from internal.biz.ports import Progress
 from internal.biz.sampling import RareSampling
+from internal.generator.exllamav2 import bans
 from internal.generator.exllamav2.engine import ExLlamaV2Generator
 from internal.generator.exllamav2.host import Host
 from internal.generator.exllamav2.loader import load_model
@@ -323,6 +324,45 @@ async def test_strings_can_be_banned_whoever_says_the_same(start: Start, sink: "
     scores = scores_of(output for output in one if isinstance(output, TextDelta))
     assert "".join(score.text for score in scores) == said(one)
     assert model.free_pages == model.pages
+
+
+async def test_strings_can_be_banned_from_an_answer_that_follows_a_schema(
+    start: Start, sink: "Sink", model: Model
+) -> None:
+    engine = await start(max_output_tokens=32)
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    form = OutputFormat(schema=schema, name="city")
+    question = "Which city is the capital of France? Answer in JSON."
+    free, _ = await ask(engine, sink, job(question, Settings(output_format=form)))
+    city = json.loads(free)["city"]
+    rare = RareSampling(banned_strings=(city,))
+    sampling = Sampling(temperature=0.0, rare=rare)
+    text, end = await ask(engine, sink, job(question, Settings(output_format=form, sampling=sampling)))
+    assert end.error is None
+    assert city not in json.loads(text)["city"]
+    assert model.free_pages == model.pages
+    assert (await ask(engine, sink, job(QUESTIONS[0])))[1].error is None
+
+
+async def test_an_answer_that_a_schema_and_banned_strings_leave_nothing_fails_alone(
+    start: Start, sink: "Sink", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bans, "MAX_REWINDS", 6)
+    engine = await start()
+    form = OutputFormat(schema={"enum": ["Paris"]}, name="city")
+    sampling = Sampling(temperature=0.0, rare=RareSampling(banned_strings=("paris",)))
+    asked = job(QUESTIONS[0], Settings(output_format=form, sampling=sampling))
+    other = job(QUESTIONS[1])
+    for it in (other, asked):
+        engine.submit(it)
+    steps = await sink.until_ended(other, asked)
+    others, askeds = [
+        [output for step in steps for it, output in step if it is job] for job in (other, asked)
+    ]
+    assert end_of(others).error is None
+    error = end_of(askeds).error
+    assert error is not None
+    assert error.code == "nothing_to_say"
 
 
 async def test_tokens_can_be_banned(start: Start, sink: "Sink", model: Model) -> None:

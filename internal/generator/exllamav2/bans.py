@@ -14,6 +14,8 @@ from internal.biz.scores import TokenScore
 from internal.generator.exllamav2.filters import Filter
 from internal.generator.stops import overlap
 
+LEAST_LOGIT = -1e30
+"""With which the library itself keeps tokens away."""
 MAX_REWINDS = 256
 """Of an answer. Whoever bans everything gets no answer, and not one that never ends."""
 
@@ -104,7 +106,7 @@ class BannedStrings:
 
 
 class NotFirst(Filter):
-    """Some tokens must not be the first ones of a job."""
+    """Some tokens must not be the first ones of a job, unless nothing else is left."""
 
     def __init__(self, tokens: frozenset[int]) -> None:
         self.tokens = tokens
@@ -116,6 +118,8 @@ class NotFirst(Filter):
     def mask_logits(self, logits: Any) -> Any:
         if not self._is_first:
             return logits
-        masked = logits.clone()
-        masked[sorted(self.tokens)] = float("-inf")
+        masked, tokens = logits.clone(), sorted(self.tokens)
+        # Not -inf: where a grammar has left no others, the library would look for the likeliest of none, and
+        # write to wherever that is.
+        masked[tokens] = masked[tokens].clamp(max=LEAST_LOGIT)
         return masked

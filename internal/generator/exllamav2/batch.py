@@ -49,7 +49,7 @@ class Library(Protocol):
         will."""
 
     def cancel(self, job: Any) -> None:
-        """Take a job out, which has not ended."""
+        """Take a job out, unless it has ended."""
 
     def iterate(self) -> Sequence[Mapping[str, Any]]:
         """One step; of each result `identifier` is the run."""

@@ -4,11 +4,12 @@ Source: https://github.com/turboderp-org/exllamav2/blob/master/exllamav2/generat
 """
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Executor
 from typing import Any
 
 
 class Filter(ABC):
-    """Takes the place of an ExLlamaV2Filter: masks logits, and does nothing in the background."""
+    """Takes the place of an ExLlamaV2Filter: masks logits, and by itself does nothing in the background."""
 
     def begin(self, prefix_str: str) -> None:  # noqa: B027
         """A job of the library begins."""
@@ -21,7 +22,11 @@ class Filter(ABC):
         return True
 
     def use_background_worker(self) -> bool:
-        return False
+        # Where one of a job says no, the library asks the others for lists of tokens in place of masks.
+        return True
+
+    def background_prepare_logit_mask(self, pool: Executor) -> None:  # noqa: B027
+        """The GPU is busy with the next token, before which `mask_logits` is asked."""
 
     def background_drop(self) -> None:  # noqa: B027
         """Wait until nothing is in the background."""

@@ -19,6 +19,7 @@ class Matcher(Protocol):
     def compute_logit_bias(self) -> bytes: ...
     def rollback(self, num_tokens: int) -> bool: ...
     def is_error(self) -> bool: ...
+    def is_stopped(self) -> bool: ...
 
 
 Mask = Callable[[Any, bytes], Any]
@@ -32,20 +33,23 @@ class GrammarFilter(Filter):
         self._matcher = matcher
         self._apply = mask
         self._mask: Future[bytes] | None = None
+        self._fed = 0
 
-    def take_back(self, tokens: int) -> None:
-        """So many of the last ones will be chosen anew."""
+    def keep(self, tokens: int) -> None:
+        """Only so many of the first ones stay that this was fed; the others will be chosen anew. Those may be
+        more than anybody was told of: the library goes on in the same step where it guesses ahead."""
         self.background_drop()
-        self._matcher.rollback(tokens)
+        if tokens < self._fed:
+            self._matcher.rollback(self._fed - tokens)
+            self._fed = tokens
 
     # ── as exllamav2 calls it ────────────────────────────────────────────────────────────────────
 
     def feed(self, token: Any) -> None:
         self.background_drop()
-        self._matcher.consume_token(int(token.item()))
-
-    def use_background_worker(self) -> bool:
-        return True
+        if not self._matcher.is_stopped():  # a token behind the end is none that it would take back
+            self._matcher.consume_token(int(token.item()))
+            self._fed += 1
 
     def background_prepare_logit_mask(self, pool: Executor) -> None:
         self._mask = pool.submit(self._matcher.compute_logit_bias)

@@ -102,6 +102,7 @@ class Model:
         except Exception:  # the step may have ended anywhere
             generator.active_jobs.clear()
             generator.pending_jobs.clear()
+        generator.filter_queue.clear()  # or what failed in there would fail again in each step
         generator.reset_page_table()
         try:
             # An error of CUDA stays: everything after it fails too.

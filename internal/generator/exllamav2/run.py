@@ -162,7 +162,7 @@ class Run:
         if self.is_paused and text.endswith(_BROKEN):
             # Nobody can put a character together over two jobs: these tokens are chosen anew.
             if self.order.filter is not None:
-                self.order.filter.take_back(len(tokens))
+                self.order.filter.keep(self.new_tokens)
             return ()
         # A character that will not become complete is none.
         return self._hear(text.rstrip(_BROKEN), tokens, scores)
@@ -191,7 +191,7 @@ class Run:
         if tokens:
             del self.tokens[-tokens:]
             if self.order.filter is not None:
-                self.order.filter.take_back(tokens)
+                self.order.filter.keep(self.new_tokens)
             self.end, self.is_paused = None, True
 
     def _say_held(self) -> list[Output]:

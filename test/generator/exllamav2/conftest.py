@@ -10,6 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -86,6 +87,15 @@ class Job:
         return self.pages
 
 
+class Pool:
+    """Does at once what it is given to do."""
+
+    def submit(self, work: Callable[[], Any]) -> "Future[Any]":
+        done: Future[Any] = Future()
+        done.set_result(work())
+        return done
+
+
 class Generator:
     """As ExLlamaV2DynamicGenerator. `library` says what is generated."""
 
@@ -103,6 +113,7 @@ class Generator:
         self.pending_jobs: list[Job] = []
         self.active_jobs: list[Job] = []
         self.current_loras: Any = None
+        self.filter_queue: list[tuple[Any, bool]] = []
         library.generator = self
         self.reset_page_table()
 
@@ -133,8 +144,7 @@ class Generator:
     def cancel(self, job: Job) -> None:
         if job in self.pending_jobs:
             self.pending_jobs.remove(job)
-        else:
-            assert job in self.active_jobs, "it has ended"
+        elif job in self.active_jobs:  # or it has ended in the same step
             self.active_jobs.remove(job)
             self._release(job)
 
@@ -156,9 +166,11 @@ class Generator:
         self.library.steps.append(len(ready))
         if self.current_loras is not None:
             self.library.loras.append(self.current_loras[0])
+        if ready:
+            self._prepare_filters()
         for job in ready:
-            for _ in range(1 + self.drafts):
-                if self._generate(job, results):
+            for guess in range(1 + self.drafts):
+                if self._generate(job, results, is_first=not guess):
                     self.active_jobs.remove(job)
                     self._release(job)
                     break
@@ -181,7 +193,14 @@ class Generator:
             job.read = min(total, job.read + self.max_chunk_size)
             results.append(self._result(job, "prefill", curr_progress=job.read, max_progress=total))
 
-    def _generate(self, job: Job, results: list[dict[str, Any]]) -> bool:
+    def _prepare_filters(self) -> None:
+        """In the background, in which nothing takes any time here."""
+        for filter_, masks in self.filter_queue:
+            prepare = filter_.background_prepare_logit_mask if masks else filter_.background_next
+            prepare(Pool())
+        self.filter_queue.clear()
+
+    def _generate(self, job: Job, results: list[dict[str, Any]], *, is_first: bool) -> bool:
         token = self.library.next_token(job)
         if job.new_tokens == 0 and any(token in getattr(it, "tokens", ()) for it in job.filters):
             self.library.script = self.library.second_choice
@@ -191,6 +210,9 @@ class Generator:
                 filter_.background_drop()
                 filter_.begin("")
             filter_.feed(Tensor([[token]]))
+        if is_first:
+            masks = all(it.can_mask_logits() and it.use_background_worker() for it in job.filters)
+            self.filter_queue += [(it, masks) for it in job.filters if it.use_background_worker()]
         job.new_tokens += 1
         job.sequence.append(token)
         job.read += 1

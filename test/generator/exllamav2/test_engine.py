@@ -637,6 +637,44 @@ async def test_a_banned_string_is_never_said_nor_counted(
     assert len(library.generator.unreferenced_pages) == library.generator.max_pages
 
 
+@pytest.mark.parametrize("drafts", [0, 4])
+async def test_a_banned_string_in_an_answer_that_follows_a_schema_harms_nobody(
+    start: Start, sink: "Sink", library: "ScriptedLibrary", load: LoadOptions, model_folder: Path, drafts: int
+) -> None:
+    library.script, library.second_choice = '{"place": "Paris"}', '{"place": "Rome"}'
+    draft = DraftOptions(model_folder, drafts) if drafts else None
+    engine = await start(load=replace(load, draft=draft))
+    cities = {"enum": ["Paris", "Rome"]}
+    schema = {"type": "object", "properties": {"place": cities}, "required": ["place"]}
+    sampling = Sampling(rare=RareSampling(banned_strings=("paris",)))
+    asked = job(settings=Settings(output_format=OutputFormat(schema), sampling=sampling))
+    engine.submit(asked)
+    outputs = await sink.outputs(asked)
+    assert text_of(outputs) == '{"place": "Rome"}'
+    assert end_of(outputs).reason is FinishReason.STOP
+    grammar = library.jobs[-1].filters[0]
+    assert grammar._matcher.is_accepting()  # it took back as much as was chosen anew
+    other = job()
+    engine.submit(other)
+    assert end_of(await sink.outputs(other)).reason is FinishReason.STOP
+
+
+async def test_what_failed_in_the_background_of_a_step_does_not_fail_again(
+    start: Start, sink: "Sink", library: "ScriptedLibrary"
+) -> None:
+    class Broken:
+        def background_prepare_logit_mask(self, pool: object) -> None:
+            raise RuntimeError("out of luck")
+
+    engine = await start()
+    library.generator.filter_queue.append((Broken(), True))
+    unlucky, lucky = job(), job()
+    engine.submit(unlucky)
+    assert end_of(await sink.outputs(unlucky)).reason is FinishReason.ERROR
+    engine.submit(lucky)
+    assert end_of(await sink.outputs(lucky)).reason is FinishReason.STOP
+
+
 async def test_an_answer_whose_every_beginning_is_banned_fails_and_ends(
     start: Start, sink: "Sink", library: "ScriptedLibrary"
 ) -> None:
