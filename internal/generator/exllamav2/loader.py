@@ -4,6 +4,7 @@ Source: https://github.com/turboderp-org/exllamav2 (config.py, model.py, cache.p
 """
 
 import gc
+import logging
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +16,16 @@ from internal.generator.exllamav2.model import Model
 from internal.generator.exllamav2.options import PAGE_TOKENS, LoadOptions, LoraOptions
 from internal.generator.exllamav2.packages import Packages, line_of
 
+log = logging.getLogger(__name__)
+
 _GIB = 1 << 30
 _SHARE_OF_DRAFT = 0.2
 """Of the time that loading takes."""
+
+
+_NO_MEMORY = ("out of memory", "Insufficient", "ALLOC_FAILED")
+"""How the end of memory is told by those who have no error of its own for it: CUDA and the library's
+extension, the library where it shares out GPUs, cuBLAS."""
 
 
 class Interrupted(Exception):
@@ -29,7 +37,8 @@ def load_model(
 ) -> Model:
     """Load a model on this thread, which takes up to minutes. `wanted` is asked now and then.
 
-    Raises Interrupted, and GenerationFailed, which says what to do.
+    Raises Interrupted, GenerationFailed, which says what to do, and EngineLost when that would fail in this
+    process for ever.
     """
     packages = Packages.load()
     try:
@@ -38,10 +47,10 @@ def load_model(
         # Its frames hold what was loaded so far.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        packages.torch.cuda.empty_cache()
+        packages.settle()
         if isinstance(error, (GenerationFailed, Interrupted)):
             raise
-        raise _translated(error, packages.torch, options.path) from error
+        raise _translated(error, packages.torch.cuda, options) from error
 
 
 class _Loader:
@@ -61,6 +70,10 @@ class _Loader:
             raise _invalid(f"{options.path} takes {own} tokens: set options.max_seq_len to no more")
         config.max_seq_len = context = min(options.max_seq_len or own, options.cache_tokens or own)
         paged = self._packages.paged and not config.no_flash_attn
+        if not paged and self._packages.paged:
+            log.warning(
+                "exllamav2 generates one answer at a time: it cannot use flash-attn for %s", options.path
+            )
         slots = options.slots if paged else 1
         queries = options.draft_tokens + 2 if options.draft is not None else 1
         # The library cuts it to the context when it fills several GPUs.
@@ -158,15 +171,21 @@ def _invalid(message: str) -> GenerationFailed:
     return GenerationFailed(message, code="model_invalid")
 
 
-def _translated(error: Exception, torch: Any, path: Path) -> GenerationFailed:
+def _translated(error: Exception, cuda: Any, options: LoadOptions) -> GenerationFailed:
     """What to do about a model that could not be loaded."""
-    # Where it fills several GPUs, the library has no error of its own for the end of memory.
-    if isinstance(error, torch.cuda.OutOfMemoryError) or "Insufficient" in str(error):
-        sizes = [torch.cuda.mem_get_info(device) for device in range(torch.cuda.device_count())]
-        free = ", ".join(f"{left / _GIB:.1f} of {size / _GIB:.1f} GiB free" for left, size in sizes)
+    if isinstance(error, cuda.OutOfMemoryError) or any(it in str(error) for it in _NO_MEMORY):
+        split = "share out more in gpu_split, " if options.gpu_split is not None else ""
         return GenerationFailed(
-            f"{path} does not fit into the GPU's memory ({free}): lower cache_tokens or max_seq_len, set "
-            "cache to q8, q6 or q4, or take a smaller model",
+            f"{options.path} does not fit into the GPU's memory ({_free_memory(cuda)}): {split}lower "
+            "cache_tokens or max_seq_len, set cache to q8, q6 or q4, or take a smaller model",
             code="gpu_memory",
         )
-    return _invalid(f"exllamav2 cannot load {path}: {line_of(error)}")
+    return _invalid(f"exllamav2 cannot load {options.path}: {line_of(error)}")
+
+
+def _free_memory(cuda: Any) -> str:
+    try:
+        sizes = [cuda.mem_get_info(device) for device in range(cuda.device_count())]
+    except Exception as error:  # even that takes some
+        return line_of(error)
+    return ", ".join(f"{left / _GIB:.1f} of {size / _GIB:.1f} GiB free" for left, size in sizes)

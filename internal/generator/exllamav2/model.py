@@ -8,10 +8,9 @@ import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from internal.biz.errors import EngineLost
 from internal.biz.scores import LEAST_LOGPROB, TokenScore
 from internal.generator.exllamav2.options import LoraOptions
-from internal.generator.exllamav2.packages import Packages, line_of
+from internal.generator.exllamav2.packages import Packages
 from internal.generator.exllamav2.run import Run
 
 _REMEMBERED = 16
@@ -96,7 +95,7 @@ class Model:
         self._generator.reset_page_table()
 
     def recover(self) -> None:
-        generator, cuda = self._generator, self._packages.torch.cuda
+        generator = self._generator
         try:
             generator.clear_queue()
         except Exception:  # the step may have ended anywhere
@@ -104,13 +103,7 @@ class Model:
             generator.pending_jobs.clear()
         generator.filter_queue.clear()  # or what failed in there would fail again in each step
         generator.reset_page_table()
-        try:
-            # An error of CUDA stays: everything after it fails too.
-            for device in range(cuda.device_count()):
-                cuda.synchronize(device)
-            cuda.empty_cache()
-        except Exception as error:
-            raise EngineLost(f"the GPU is of no more use to this process ({line_of(error)})") from error
+        self._packages.settle()
 
     def unload(self) -> None:
         """Give the GPU's memory back. The interpreter stands still while it looks for what is left."""

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from internal.biz.errors import GenerationFailed
+from internal.biz.errors import EngineLost, GenerationFailed
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Packages:
         """Raises GenerationFailed, which says what to install."""
         try:
             import torch
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # it loads the libraries of CUDA by their names
             raise _missing(f"exllamav2 needs torch, which cannot be imported ({line_of(error)})") from error
         if not torch.cuda.is_available():
             why = "it was built without CUDA" if torch.version.cuda is None else "is a driver installed?"
@@ -48,6 +48,20 @@ class Packages:
         except Exception as error:  # it compiles what it lacks while it is imported
             raise _missing(f"exllamav2 cannot be imported ({line_of(error)})") from error
         return cls(torch, exllamav2, exllamav2.generator, not reason)
+
+    def settle(self) -> None:
+        """Behind what failed: wait for the GPUs, and give back what torch keeps of their memory for later.
+        Raises EngineLost when they are of no more use to this process."""
+        cuda = self.torch.cuda
+        try:
+            # An error of CUDA stays: everything after it fails too. Of GPUs that are not in use nothing is
+            # asked: that alone would take memory there, which others may have left none of.
+            for device in range(cuda.device_count()):
+                if cuda.memory_reserved(device):
+                    cuda.synchronize(device)
+            cuda.empty_cache()
+        except Exception as error:
+            raise EngineLost(f"the GPU is of no more use to this process ({line_of(error)})") from error
 
 
 def _missing(message: str, code: str = "engine_missing") -> GenerationFailed:
@@ -69,7 +83,9 @@ def _why_not_paged(torch: Any) -> str:
     try:
         import flash_attn
         import flash_attn_2_cuda  # noqa: F401  # as exllamav2 does
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return f"flash-attn cannot be imported ({line_of(error)}): install one that was built for this torch"
     version = tuple(int(part) for part in flash_attn.__version__.split(".")[:3] if part.isdecimal())
-    return "" if version >= (2, 5, 7) else f"flash-attn {flash_attn.__version__} is too old: it needs 2.5.7"
+    if version < (2, 5, 7):
+        return f"flash-attn {flash_attn.__version__} is too old: it needs 2.5.7"
+    return "EXLLAMA_NO_FLASH_ATTN is set" if "EXLLAMA_NO_FLASH_ATTN" in os.environ else ""

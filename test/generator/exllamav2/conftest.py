@@ -280,6 +280,8 @@ class ScriptedLibrary:
         self.vocabularies: dict[str, int] = {}
         self.load_error: Exception | None = None
         self.devices = 1
+        self.reserved = {0: 1 << 20}
+        """Bytes of each GPU that torch has."""
         self.torch = self._torch()
         self.exllamav2 = self._exllamav2()
         self.flash_attn = ModuleType("flash_attn")
@@ -325,7 +327,8 @@ class ScriptedLibrary:
             device_count=lambda: self.devices,
             get_device_properties=lambda device: SimpleNamespace(major=9),
             mem_get_info=lambda device: (3 << 30, 24 << 30),
-            synchronize=lambda device: None,
+            memory_reserved=lambda device: self.reserved.get(device, 0),
+            synchronize=lambda device: self.calls.append(("synchronize", device)),
             empty_cache=lambda: self.calls.append("empty_cache"),
             OutOfMemoryError=OutOfMemoryError,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from internal.biz.errors import GenerationFailed
+from internal.biz.errors import EngineLost, GenerationFailed
 from internal.generator.exllamav2.loader import Interrupted, load_model
 from internal.generator.exllamav2.model import Model
 from internal.generator.exllamav2.options import DraftOptions, LoadOptions, LoraOptions
@@ -89,6 +89,17 @@ def test_no_torch(options: LoadOptions, monkeypatch: pytest.MonkeyPatch) -> None
     assert "pip install '.[gpu]'" in said
 
 
+def test_a_torch_whose_libraries_are_missing(
+    options: LoadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = complaint(options)
+    assert "libcudart.so.13" in said
+    assert "pip install '.[gpu]'" in said
+
+
 @pytest.mark.parametrize(("cuda", "said"), [(None, "built without CUDA"), ("13.0", "is a driver installed?")])
 def test_no_gpu(options: LoadOptions, library: "ScriptedLibrary", cuda: str | None, said: str) -> None:
     library.devices = 0
@@ -115,6 +126,10 @@ def with_a_broken_one(library: "ScriptedLibrary", monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "flash_attn_2_cuda", None)
 
 
+def where_somebody_wants_none(library: "ScriptedLibrary", monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXLLAMA_NO_FLASH_ATTN", "1")
+
+
 def on_an_old_gpu(library: "ScriptedLibrary", monkeypatch: pytest.MonkeyPatch) -> None:
     old = ModuleType("properties")
     old.major = 7  # type: ignore[attr-defined]
@@ -128,6 +143,7 @@ def on_an_old_gpu(library: "ScriptedLibrary", monkeypatch: pytest.MonkeyPatch) -
         (with_an_old_one, "it needs 2.5.7"),
         (with_a_broken_one, "cannot be imported"),
         (on_an_old_gpu, "Ampere"),
+        (where_somebody_wants_none, "EXLLAMA_NO_FLASH_ATTN is set"),
     ],
 )
 def test_without_flash_attn_answers_come_one_by_one(
@@ -152,9 +168,54 @@ def test_too_little_memory(options: LoadOptions, library: "ScriptedLibrary") -> 
     said = complaint(options)
     assert "3.0 of 24.0 GiB free" in said
     assert "lower cache_tokens or max_seq_len" in said
-    library.load_error = RuntimeError("Insufficient VRAM for model and cache")
-    assert "lower cache_tokens" in complaint(options)
     assert library.calls[-1] == "empty_cache"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Insufficient VRAM for model and cache"),
+        RuntimeError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable …"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["several GPUs", "exllamav2", "CUDA", "cuBLAS"],
+)
+def test_too_little_memory_is_told_in_many_ways(
+    options: LoadOptions, library: "ScriptedLibrary", error: Exception
+) -> None:
+    library.load_error = error
+    assert "lower cache_tokens" in complaint(options)
+
+    def fail(device: int) -> tuple[int, int]:
+        raise error  # even to ask takes some
+
+    library.torch.cuda.mem_get_info = fail
+    assert "lower cache_tokens" in complaint(options)
+
+
+def test_too_small_a_share_of_the_gpus_can_be_raised(
+    options: LoadOptions, library: "ScriptedLibrary"
+) -> None:
+    library.load_error = AssertionError("Insufficient space in device allocation")
+    assert "share out more in gpu_split" in complaint(replace(options, gpu_split=(4.0,)))
+
+
+def test_a_gpu_that_is_lost_while_a_model_is_loaded(options: LoadOptions, library: "ScriptedLibrary") -> None:
+    error = library.load_error = RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def fail(device: int) -> None:
+        raise error
+
+    library.torch.cuda.synchronize = fail
+    with pytest.raises(EngineLost, match="illegal memory access"):
+        load(options)
+
+
+def test_gpus_that_are_not_in_use_are_left_alone(options: LoadOptions, library: "ScriptedLibrary") -> None:
+    library.devices, library.load_error = 2, RuntimeError("no luck")
+    assert "no luck" in complaint(replace(options, gpu_split=(20.0,)))
+    assert [call for call in library.calls if call[0] == "synchronize"] == [("synchronize", 0)]
 
 
 def test_what_the_library_cannot_load_is_said_in_its_words(
