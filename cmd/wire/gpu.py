@@ -1,6 +1,7 @@
 """The settings of models on a GPU, in the words of their engine, and what those share that have one path."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from internal.biz.models import Sampling
@@ -52,6 +53,7 @@ def _loras(asked: options.ExLlamaV2Options) -> tuple[LoraOptions, ...]:
 def hosts(models: Sequence[conf.ExLlamaV2Model], instruments: Instruments) -> dict[Path, Host]:
     """By the path of the model. What is counted has the name of the first model with that path."""
     made: dict[Path, Host] = {}
+    is_alone = len({model.options.path for model in models}) == 1
     for model in models:
         path = model.options.path
         if path not in made:
@@ -59,5 +61,6 @@ def hosts(models: Sequence[conf.ExLlamaV2Model], instruments: Instruments) -> di
             adapters = [lora for asked in sharing for lora in _loras(asked)]
             stats = EngineStats()
             instruments.watch_engine(model.name, stats)
-            made[path] = Host(_load_options(model.options), adapters, load_model, stats)
+            load = replace(_load_options(model.options), graphs=is_alone)
+            made[path] = Host(load, adapters, load_model, stats)
     return made

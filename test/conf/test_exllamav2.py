@@ -102,6 +102,15 @@ def test_models_with_one_path_share_what_is_loaded(tmp_path: Path) -> None:
     assert list(hosts) == [Path("models/m"), Path("models/other")]
 
 
+def test_only_the_one_model_of_a_process_has_its_steps_recorded(tmp_path: Path) -> None:
+    def recorded(*models: dict[str, Any]) -> list[bool]:
+        hosts = engines.exllamav2_hosts(read(tmp_path, *models).models, Instruments())
+        return [host._options.graphs for host in hosts.values()]
+
+    assert recorded(model("plain"), model("pirate", lora=[{"path": "loras/pirate"}])) == [True]
+    assert recorded(model("plain"), model("other", path="models/other")) == [False, False]
+
+
 def test_what_is_loaded_once_cannot_differ(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="plain and small share models/m"):
         read(tmp_path, model("plain"), model("small", cache="q4"))

@@ -111,6 +111,8 @@ class _Loader:
     def _config(self, path: Path) -> Any:
         config = self._packages.exllamav2.ExLlamaV2Config(str(path))
         config.arch_compat_overrides(quiet=True)
+        if not self._options.graphs:
+            config.no_graphs = True
         return config
 
     def _draft_config(self, path: Path, context: int, vocabulary: int) -> Any:

@@ -32,7 +32,9 @@ class LoadOptions:
     `cache` is how a token is kept: fp16, q8, q6 or q4. `cache_tokens` are for all answers together (0: as
     many as one may have), of which one has at most `max_seq_len` (0: as many as the model takes). `slots`
     answers are generated at a time. A step reads at most `chunk_size` tokens of prompts. `gpu_split` are GiB
-    for each GPU (None: they are filled one after the other).
+    for each GPU (None: they are filled one after the other). `graphs`: what is asked of the GPU in a step is
+    recorded, and then repeated at once; for the only model of a process, since all are asked in one stream,
+    and what another one does meanwhile would be recorded in place of being done.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class LoadOptions:
     gpu_split: tuple[float, ...] | None
     draft: DraftOptions | None
     warmup: bool
+    graphs: bool = True
 
     @property
     def draft_tokens(self) -> int:

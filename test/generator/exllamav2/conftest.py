@@ -360,6 +360,7 @@ class ScriptedLibrary:
             max_seq_len=self.model_tokens.get(Path(path).name, 8192),
             vocab_size=self.vocabularies.get(Path(path).name, 260),
             no_flash_attn=False,
+            no_graphs=False,
             arch_compat_overrides=lambda quiet: None,
         )
 

@@ -72,6 +72,15 @@ def test_one_gpu_is_filled_and_several_one_after_the_other(
     assert [call[1] for call in library.calls if call[0] == "load"] == [None, "auto", [10.0, 20.0]]
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_beside_another_model_nothing_is_recorded(
+    options: LoadOptions, library: "ScriptedLibrary", model_folder: Path, graphs: bool
+) -> None:
+    load(replace(options, graphs=graphs, draft=DraftOptions(model_folder, 3)))
+    made = library.generator.options
+    assert made["model"].config.no_graphs is made["draft_model"].config.no_graphs is (not graphs)
+
+
 def test_a_draft_model_has_a_cache_of_its_own(
     options: LoadOptions, library: "ScriptedLibrary", model_folder: Path
 ) -> None:
