@@ -365,6 +365,15 @@ async def test_an_answer_that_a_schema_and_banned_strings_leave_nothing_fails_al
     assert error.code == "nothing_to_say"
 
 
+async def test_the_least_of_top_p_is_the_likeliest_token(start: Start, sink: "Sink") -> None:
+    engine = await start(max_output_tokens=8)
+    greedy, _ = await ask(engine, sink, job(QUESTIONS[1]))
+    for seed in range(2):
+        hot = Sampling(temperature=2.0, top_p=0.0, seed=seed)
+        text, _ = await ask(engine, sink, job(QUESTIONS[1], Settings(sampling=hot)))
+        assert text == greedy
+
+
 async def test_tokens_can_be_banned(start: Start, sink: "Sink", model: Model) -> None:
     engine = await start()
     whole, _ = await ask(engine, sink, job(QUESTIONS[0]))

@@ -27,6 +27,8 @@ GREEDY = 0.01
 """Below this temperature the library takes the likeliest."""
 LEAST = 0.01
 """What it divides by must not be as good as nothing."""
+LEAST_SHARE = 1e-6
+"""Of the probability: the likeliest alone. 0 it takes for all."""
 _RARE = {
     "typical_p": "typical",
     "mirostat_mode": "mirostat",
@@ -62,7 +64,7 @@ def settings(sampling: Sampling) -> dict[str, Any]:
         rare["max_temp"] = max(rare["max_temp"], LEAST)
     return {
         "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
+        "top_p": max(sampling.top_p or 0.0, LEAST_SHARE),
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
         "token_frequency_penalty": sampling.frequency_penalty,

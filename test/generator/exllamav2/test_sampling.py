@@ -24,6 +24,10 @@ def test_nothing_asked_for_is_no_penalty_and_no_rare_way() -> None:
     }
 
 
+def test_the_least_of_top_p_is_the_likeliest_token_and_not_all() -> None:
+    assert settings(layered(Sampling(top_p=0.0), NEUTRAL))["top_p"] == 1e-6
+
+
 def test_rare_ways_have_the_librarys_names() -> None:
     rare = RareSampling(
         typical_p=0.9,
