@@ -174,8 +174,8 @@ class Vocabulary:
 
     def __init__(self, file: Path, end: int | None) -> None:
         """`file`: the model's tokenizer.json; `end`: the token that it ends an answer with."""
+        self.end = end
         self._file = file
-        self._end = end
         self._lock = threading.Lock()
         self._tokenizer: Any = None
 
@@ -184,7 +184,7 @@ class Vocabulary:
 
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = llguidance.LLTokenizer(str(self._file), eos_token=self._end)
+                self._tokenizer = llguidance.LLTokenizer(str(self._file), eos_token=self.end)
         return _matcher(grammar, self._tokenizer)
 
 

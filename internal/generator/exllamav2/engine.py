@@ -75,8 +75,8 @@ class ExLlamaV2Generator:
         assert folder is not None
         assert encoder is not None
         self._template = self._load_template(folder)
-        found = {text: encoder.special(text) for text in self.options.stop}
-        self._stop_texts = tuple(text for text, token in found.items() if token is None)
+        found = {text: encoder.special(text) for text in (*self.options.stop, folder.eos_token) if text}
+        self._stop_texts = tuple(text for text in self.options.stop if found[text] is None)
         self._stop_tokens = folder.stop_tokens | {token for token in found.values() if token is not None}
 
     def _load_template(self, folder: ModelFolder) -> ChatTemplate:
@@ -173,7 +173,8 @@ class ExLlamaV2Generator:
                 "the worker was lost in the middle of this answer, and it cannot be continued: ask again",
                 code="answer_interrupted",
             )
-        return GrammarFilter(matcher, model.mask)
+        ends = () if vocabulary.end is None else (vocabulary.end, *self._stop_tokens - {vocabulary.end})
+        return GrammarFilter(matcher, model.mask, ends)
 
     def _end(self, job: Job, brief: Brief, reason: FinishReason, error: SluiceError | None = None) -> None:
         """It has ended before the engine heard of it."""

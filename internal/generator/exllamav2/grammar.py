@@ -29,9 +29,12 @@ Mask = Callable[[Any, bytes], Any]
 class GrammarFilter(Filter):
     """It outlives a job of the library: the next one goes on with it."""
 
-    def __init__(self, matcher: Matcher, mask: Mask) -> None:
+    def __init__(self, matcher: Matcher, mask: Mask, ends: Sequence[int] = ()) -> None:
+        """`ends`: the tokens that end an answer. `matcher` knows only the first of them, and models end with
+        any."""
         self._matcher = matcher
         self._apply = mask
+        self._ends = tuple(ends)
         self._mask: Future[bytes] | None = None
         self._fed = 0
 
@@ -48,7 +51,8 @@ class GrammarFilter(Filter):
     def feed(self, token: Any) -> None:
         self.background_drop()
         if not self._matcher.is_stopped():  # a token behind the end is none that it would take back
-            self._matcher.consume_token(int(token.item()))
+            chosen = int(token.item())
+            self._matcher.consume_token(self._ends[0] if chosen in self._ends else chosen)
             self._fed += 1
 
     def background_prepare_logit_mask(self, pool: Executor) -> None:
@@ -66,4 +70,13 @@ class GrammarFilter(Filter):
             allowed = mask.result() if mask is not None else self._matcher.compute_logit_bias()
         except Exception:  # the matcher says so itself from now on
             return logits
-        return logits if self._matcher.is_error() else self._apply(logits, allowed)
+        return logits if self._matcher.is_error() else self._apply(logits, self._with_all_ends(allowed))
+
+    def _with_all_ends(self, allowed: bytes) -> bytes:
+        if len(self._ends) < 2 or not allowed[self._ends[0]]:
+            return allowed
+        changed = bytearray(allowed)
+        for end in self._ends:
+            if end < len(changed):
+                changed[end] = allowed[self._ends[0]]
+        return bytes(changed)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -238,6 +239,35 @@ async def test_the_configuration_may_name_more_that_ends_an_answer(
     engine.submit(asked)
     assert text_of(await sink.outputs(asked)) == "one"
     assert library.tokenizer.token_to_id("<user>") in library.jobs[0].stop_tokens
+
+
+async def test_the_tokenizers_own_end_ends_an_answer_too(
+    start: Start, sink: "Sink", library: "ScriptedLibrary", model_folder: Path
+) -> None:
+    """Models that were taught another dialogue often say so there alone."""
+    file = model_folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "<user>"}))
+    library.script = "one<user>two"
+    engine = await start()
+    asked = job()
+    engine.submit(asked)
+    outputs = await sink.outputs(asked)
+    assert text_of(outputs) == "one"
+    assert end_of(outputs).reason is FinishReason.STOP
+
+
+async def test_an_answer_that_follows_a_pattern_may_end_with_each_of_the_models_ends(
+    start: Start, sink: "Sink", library: "ScriptedLibrary", model_folder: Path
+) -> None:
+    ends = [library.tokenizer.token_to_id(text) for text in ("<user>", "<end>")]
+    (model_folder / "config.json").write_text(json.dumps({"eos_token_id": ends}))
+    library.script = "abc"
+    engine = await start()
+    asked = job(settings=Settings(output_format=OutputFormat(pattern="[a-z]+")))
+    engine.submit(asked)
+    assert text_of(await sink.outputs(asked)) == "abc"
+    (grammar,) = library.jobs[-1].filters
+    assert not grammar._matcher.is_error()
 
 
 async def test_each_answer_has_settings_of_its_own(
