@@ -41,8 +41,9 @@ def load_model(
     process for ever.
     """
     packages = Packages.load()
+    loader = _Loader(packages, options, progress, wanted)
     try:
-        return _Loader(packages, options, progress, wanted).load(adapters)
+        return loader.load(adapters)
     except Exception as error:
         # Its frames hold what was loaded so far.
         traceback.clear_frames(error.__traceback__)
@@ -50,7 +51,7 @@ def load_model(
         packages.settle()
         if isinstance(error, (GenerationFailed, Interrupted)):
             raise
-        raise _translated(error, packages.torch.cuda, options) from error
+        raise _translated(error, packages.torch.cuda, options, loader.at) from error
 
 
 class _Loader:
@@ -61,6 +62,8 @@ class _Loader:
         self._options = options
         self._progress = progress
         self._wanted = wanted
+        self.at = options.path
+        """What is being loaded: the model, its draft or an adapter."""
 
     def load(self, adapters: Sequence[LoraOptions]) -> Model:
         options, exllamav2 = self._options, self._packages.exllamav2
@@ -89,6 +92,7 @@ class _Loader:
                 draft_config, chunk_size, cache_tokens, self._told(0.0, _SHARE_OF_DRAFT)
             )
             begun = _SHARE_OF_DRAFT
+            self.at = options.path
         model, cache = self._weights(config, chunk_size, cache_tokens, self._told(begun, 0.95))
         generator = self._packages.generator.ExLlamaV2DynamicGenerator(
             model=model,
@@ -104,11 +108,13 @@ class _Loader:
             paged=paged,
         )
         loaded = {adapter: self._adapter(model, adapter) for adapter in dict.fromkeys(adapters)}
+        self.at = options.path
         if options.warmup:
             generator.warmup()
         return Model(self._packages, generator, loaded, context, options.draft_tokens)
 
     def _config(self, path: Path) -> Any:
+        self.at = path
         config = self._packages.exllamav2.ExLlamaV2Config(str(path))
         config.arch_compat_overrides(quiet=True)
         if not self._options.graphs:
@@ -162,6 +168,7 @@ class _Loader:
     def _adapter(self, model: Any, adapter: LoraOptions) -> Any:
         if not (adapter.path / "adapter_config.json").is_file():
             raise _invalid(f"there is no LoRA in {adapter.path}: it has no adapter_config.json")
+        self.at = adapter.path
         return self._packages.exllamav2.ExLlamaV2Lora.from_directory(model, str(adapter.path), adapter.scale)
 
 
@@ -173,8 +180,8 @@ def _invalid(message: str) -> GenerationFailed:
     return GenerationFailed(message, code="model_invalid")
 
 
-def _translated(error: Exception, cuda: Any, options: LoadOptions) -> GenerationFailed:
-    """What to do about a model that could not be loaded."""
+def _translated(error: Exception, cuda: Any, options: LoadOptions, at: Path) -> GenerationFailed:
+    """What to do about a model that could not be loaded, with all that belongs to it; it failed `at` this."""
     if isinstance(error, cuda.OutOfMemoryError) or any(it in str(error) for it in _NO_MEMORY):
         split = "share out more in gpu_split, " if options.gpu_split is not None else ""
         return GenerationFailed(
@@ -182,7 +189,7 @@ def _translated(error: Exception, cuda: Any, options: LoadOptions) -> Generation
             "cache_tokens or max_seq_len, set cache to q8, q6 or q4, or take a smaller model",
             code="gpu_memory",
         )
-    return _invalid(f"exllamav2 cannot load {options.path}: {line_of(error)}")
+    return _invalid(f"exllamav2 cannot load {at}: {line_of(error)}")
 
 
 def _free_memory(cuda: Any) -> str:

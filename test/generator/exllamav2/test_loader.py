@@ -250,6 +250,22 @@ def test_a_lora_that_is_not_there_is_named(options: LoadOptions, tmp_path: Path)
     assert "no LoRA in" in complaint(options, LoraOptions(tmp_path, 1.0))
 
 
+def test_a_lora_or_draft_that_the_library_cannot_load_is_named(
+    options: LoadOptions, library: "ScriptedLibrary", tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").touch()
+
+    def refuse(*_: object) -> None:
+        raise ValueError("fan_in_fan_out mode not supported.")
+
+    library.exllamav2.ExLlamaV2Lora.from_directory = refuse
+    assert f"cannot load {tmp_path}: fan_in_fan_out" in complaint(options, LoraOptions(tmp_path, 1.0))
+    library.load_error = ValueError("no such tensor")
+    assert "cannot load small: no such tensor" in complaint(
+        replace(options, draft=DraftOptions(Path("small"), 4))
+    )
+
+
 def test_loading_stops_when_nobody_wants_the_model_any_more(options: LoadOptions) -> None:
     with pytest.raises(Interrupted):
         load_model(options, [], lambda done: None, lambda: False)
