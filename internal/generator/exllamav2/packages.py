@@ -35,7 +35,7 @@ class Packages:
             why = "it was built without CUDA" if torch.version.cuda is None else "is a driver installed?"
             message = f"exllamav2 needs an NVIDIA GPU, and torch {torch.__version__} finds none ({why})"
             raise _missing(message, "gpu_missing")
-        reason = _why_not_paged(torch)
+        reason = why_not_paged(torch)
         if reason:
             # Its other way of attention is not causal while it reads a prompt, and a flash-attn that is there
             # and cannot be imported would end it.
@@ -73,7 +73,7 @@ def line_of(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _why_not_paged(torch: Any) -> str:
+def why_not_paged(torch: Any) -> str:
     """Empty when flash-attn can be used."""
     devices = range(torch.cuda.device_count())
     if any(torch.cuda.get_device_properties(it).major < _PAGED_CAPABILITY for it in devices):

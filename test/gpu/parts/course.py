@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,13 +41,23 @@ def main(arguments: Sequence[str]) -> int:
             for name in options.parts:
                 outcomes.append(_within_budget(name, task, Path(folder), ends_s, options.patience))
                 options.out.write_text(as_json(outcomes, about), encoding="utf-8")
+                _keep(Path(folder) / f"{name}.log", options.out)
                 _tell(outcomes[-1])
         except KeyboardInterrupt:
             stopped = True
-            found = {name: Path(folder) / f"{name}.json" for name in options.parts[len(outcomes) :][:1]}
-            outcomes += [read(name, file, 0.0, "it was stopped") for name, file in found.items()]
+            for name in options.parts[len(outcomes) :][:1]:
+                outcomes.append(read(name, Path(folder) / f"{name}.json", 0.0, "it was stopped"))
+                _keep(Path(folder) / f"{name}.log", options.out)
     print(as_markdown(outcomes, about), flush=True)
     return 0 if not stopped and all(outcome.passed for outcome in outcomes) else 1
+
+
+def _keep(log: Path, out: Path) -> None:
+    """What a part printed stays beside the page: there may be no second try."""
+    if log.exists():
+        kept = out.with_suffix(".logs")
+        kept.mkdir(exist_ok=True)
+        shutil.copyfile(log, kept / log.name)
 
 
 def _within_budget(name: str, task: Task, folder: Path, ends_s: float, patience: float) -> Outcome:

@@ -18,6 +18,7 @@ from task import Task
 
 from internal.biz.generation import FinishReason
 from internal.biz.models import Message, OutputFormat, Role
+from internal.generator.exllamav2.packages import why_not_paged
 
 AGREEING_SHARE = 0.5
 """Of greedy answers, how many have to be the same to the last token where rounding may differ."""
@@ -74,6 +75,13 @@ def _parting(alone: Spoken, said: str) -> int:
             return tokens_before
         text += piece
     return len(alone.tokens)
+
+
+async def answers_come_together(engine: Engine, library: Library, task: Task, book: Notebook) -> None:
+    import torch
+
+    why = why_not_paged(torch)
+    book.check("answers come together (flash-attn)", engine.model.is_paged, why or f"{engine.model.slots}")
 
 
 async def together_as_alone(engine: Engine, library: Library, task: Task, book: Notebook) -> None:
@@ -190,6 +198,7 @@ def _is_whole(answer: Answer) -> bool:
 
 CHECKS: tuple[Callable[[Engine, Library, Task, Notebook], Awaitable[None]], ...] = (
     what_is_known_is_said,
+    answers_come_together,
     together_as_alone,
     a_cancelled_answer_gives_its_pages_back,
     a_second_turn_is_in_the_cache,

@@ -28,6 +28,8 @@ ROOT = HERE.parents[2]
 MODEL = "model"
 START_S = 150.0
 STOP_S = 20.0
+MOST_SAID = 200_000
+"""Characters of a program's log that are kept."""
 
 
 class Broken(Exception):
@@ -167,6 +169,9 @@ def _program(module: str, number: int, folder: Path, config: Mapping[str, object
         yield program
     finally:
         program.stop()
+        # Its log goes with its folder; what the part prints is kept.
+        said = log_file.read_text(encoding="utf-8", errors="replace")[-MOST_SAID:]
+        print(f"── {name}\n{said}", file=sys.stderr, flush=True)
 
 
 class Bare:
