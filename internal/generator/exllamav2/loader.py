@@ -94,10 +94,13 @@ class _Loader:
             begun = _SHARE_OF_DRAFT
             self.at = options.path
         model, cache = self._weights(config, chunk_size, cache_tokens, self._told(begun, 0.95))
+        tokenizer = exllamav2.ExLlamaV2Tokenizer(config)
+        # Made when it is asked for first, and seen half made by whoever asks on another thread meanwhile.
+        tokenizer.get_id_to_piece_list(True)
         generator = self._packages.generator.ExLlamaV2DynamicGenerator(
             model=model,
             cache=cache,
-            tokenizer=exllamav2.ExLlamaV2Tokenizer(config),
+            tokenizer=tokenizer,
             max_batch_size=slots,
             max_seq_len=context,
             max_chunk_size=chunk_size,

@@ -340,7 +340,9 @@ class ScriptedLibrary:
         package.generator = generator  # type: ignore[attr-defined]
         package.ExLlamaV2Config = self._config  # type: ignore[attr-defined]
         package.ExLlamaV2 = self._model  # type: ignore[attr-defined]
-        package.ExLlamaV2Tokenizer = lambda config: SimpleNamespace()  # type: ignore[attr-defined]
+        package.ExLlamaV2Tokenizer = lambda config: SimpleNamespace(  # type: ignore[attr-defined]
+            get_id_to_piece_list=lambda special: self.calls.append(("pieces", special))
+        )
         for kind in ("", "_Q8", "_Q6", "_Q4"):
             make = lambda model, max_seq_len, lazy=False, kind=kind: SimpleNamespace(  # noqa: E731
                 kind=kind, max_seq_len=max_seq_len, lazy=lazy

@@ -55,6 +55,7 @@ def test_a_model_is_loaded_as_it_was_asked_for(options: LoadOptions, library: "S
     assert made["model"].config.max_input_len == 512
     assert told == sorted(told)
     assert "warmup" in library.calls
+    assert ("pieces", True) in library.calls  # before two threads ask for them
 
 
 def test_it_takes_what_the_model_was_made_for_where_nothing_was_asked_for(options: LoadOptions) -> None:
