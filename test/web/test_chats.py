@@ -377,3 +377,11 @@ async def test_many_chats_are_read_as_one_scrolls(
     await chat.chats.last.scroll_into_view_if_needed()
     await expect(chat.chats).to_have_count(71)
     assert await chat.chats.all_inner_texts() == [*(f"chat {n}" for n in range(70, 0, -1)), "the oldest"]
+    # They stay when the list changes.
+    await chat.ask("not the oldest any more")
+    await expect(chat.chats.first).to_have_text("the oldest")
+    await expect(chat.chats).to_have_count(71)
+    # Where there is room for more than a page, more is read at once.
+    await visitor.page.set_viewport_size({"width": 1280, "height": 4000})
+    await visitor.page.reload()
+    await expect(chat.chats).to_have_count(71)

@@ -17,6 +17,9 @@ export class Sidebar {
   #actions;
   #found = [];
   #cursor = null;
+  /** So many are read, as far as one has scrolled. */
+  #wanted = PAGE;
+  #isReadingMore = false;
   #current = null;
   #asked = 0;
   #rows = new Map();
@@ -27,6 +30,7 @@ export class Sidebar {
   #search = el("input", { type: "search", placeholder: say("searchHint"), "aria-label": say("search") });
   #list = el("nav", { class: "chats", "aria-label": say("chats") });
   #end = el("div", { class: "sentinel" });
+  #endSeen = new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.#more(), { root: this.#list });
 
   constructor({ api, account, actions }) {
     this.#api = api;
@@ -45,11 +49,11 @@ export class Sidebar {
     let timer;
     this.#search.addEventListener("input", () => {
       clearTimeout(timer);
+      this.#wanted = PAGE;
       timer = setTimeout(() => this.load(), TYPING_MS);
     });
     // Escape empties the field, and stops no answer then.
     this.#search.addEventListener("keydown", (event) => event.key === "Escape" && this.#search.value && event.stopPropagation());
-    new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.#cursor && this.#more(), { root: this.#list }).observe(this.#end);
   }
 
   focus() {
@@ -70,14 +74,20 @@ export class Sidebar {
     return this.#titles.get(id) ?? null;
   }
 
-  /** The newest. What cannot be read leaves what is shown. */
+  /** What is shown, anew. What cannot be read leaves it as it is. */
   async load() {
     const ask = (this.#asked += 1);
     try {
-      const page = await this.#page(null);
-      if (ask !== this.#asked) return;
-      this.#found = page.conversations;
-      this.#cursor = page.next_cursor;
+      let found = [];
+      let cursor = null;
+      do {
+        const page = await this.#page(cursor);
+        if (ask !== this.#asked) return;
+        found = withMore(found, page.conversations);
+        cursor = page.next_cursor;
+      } while (cursor && found.length < this.#wanted);
+      this.#found = found;
+      this.#cursor = cursor;
       this.show();
     } catch (error) {
       if (ask === this.#asked && error.code !== "unreachable") this.#actions.fail(error);
@@ -85,15 +95,20 @@ export class Sidebar {
   }
 
   async #more() {
+    if (this.#cursor === null || this.#isReadingMore) return;
     const ask = this.#asked;
+    this.#isReadingMore = true;
     try {
       const page = await this.#page(this.#cursor);
       if (ask !== this.#asked) return;
-      this.#found.push(...page.conversations.filter((it) => !this.#found.some((known) => known.session_id === it.session_id)));
+      this.#found = withMore(this.#found, page.conversations);
+      this.#wanted = this.#found.length;
       this.#cursor = page.next_cursor;
       this.show();
     } catch {
       // It is asked for again when somebody looks there again.
+    } finally {
+      this.#isReadingMore = false;
     }
   }
 
@@ -117,6 +132,9 @@ export class Sidebar {
       this.#row(chat).show(chat, chat.session_id === this.#current, this.#actions.isRunning(chat.session_id));
     }
     this.#arrange(days);
+    // It tells anew whether the end is seen: that may not have changed by what has come above it.
+    this.#endSeen.unobserve(this.#end);
+    this.#endSeen.observe(this.#end);
   }
 
   /** Rows stay where they are as long as they can: with one goes its menu, and the place of the keyboard. */
@@ -191,6 +209,12 @@ export class Sidebar {
       return false;
     }
   }
+}
+
+/** A chat that was talked in meanwhile may come again. */
+function withMore(known, more) {
+  const ids = new Set(known.map((chat) => chat.session_id));
+  return [...known, ...more.filter((chat) => !ids.has(chat.session_id))];
 }
 
 /** One chat in the list. `actions`: {open, menu(anchor, chat)}. */
