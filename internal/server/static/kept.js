@@ -11,6 +11,16 @@ export function recall(place, otherwise) {
   }
 }
 
+/** The objects that are kept in all places whose names begin so. */
+export function recallAll(beginning) {
+  try {
+    const places = Object.keys(localStorage).filter((place) => place.startsWith(beginning));
+    return places.map((place) => recall(place, null)).filter((kept) => kept !== null);
+  } catch {
+    return [];
+  }
+}
+
 /** What is kept in a place is kept in another one from now on, if nothing is there yet. */
 export function move(from, to) {
   const kept = localStorage.getItem(from);
@@ -22,4 +32,8 @@ export function move(from, to) {
 /** Throws what the browser throws when there is no room. */
 export function keep(place, value) {
   localStorage.setItem(place, JSON.stringify(value));
+}
+
+export function forget(place) {
+  localStorage.removeItem(place);
 }

@@ -6,9 +6,10 @@
 
 import { ApiError } from "./api.js";
 import { randomId } from "./dom.js";
-import { keep, recall } from "./kept.js";
+import { forget, keep, recall, recallAll } from "./kept.js";
 
-const PLACE = "sluice.outbox";
+/** Each message has a place of its own, behind this: tabs that write at once write in different ones. */
+const PLACE = "sluice.outbox.";
 const TAB = "sluice.tab";
 const MAX_KEPT = 50;
 const LOOK_BACK = 10;
@@ -24,9 +25,9 @@ const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restartin
  * `joined` ({id, answer}) when another model answers it, too, or cannot (null); with `begun` ({place, conversation}) when
  * a conversation was begun for what waits, and `adopted` when there are some of a tab that is gone.
  *
- * A message: {id, tab, owner, conversation, place, fields, text, files, sentIn, error}: `owner` is who wrote it, `place`
- * what its chat is called while it has no id, `fields` are those of `response.create`, `sentIn` the generation of the
- * link that it went over.
+ * A message: {id, at, tab, owner, conversation, place, fields, text, files, sentIn, error}: `at` says which came first,
+ * `owner` who wrote it, `place` what its chat is called while it has no id, `fields` are those of `response.create`,
+ * `sentIn` the generation of the link that it went over.
  */
 export class Outbox extends EventTarget {
   #tab;
@@ -38,6 +39,7 @@ export class Outbox extends EventTarget {
   #mustWait;
   #messages = [];
   #asking = new Set();
+  #isAdopting = false;
 
   /**
    * `owner`: which user that is, null for a guest. `mustWait(conversation)`: whether nothing can be asked there yet.
@@ -51,22 +53,21 @@ export class Outbox extends EventTarget {
     this.#responses = responses;
     this.#channel = channel;
     this.#mustWait = mustWait;
-    this.#messages = read().filter((message) => message.tab === this.#tab && this.#mayHave(message));
-    for (const message of this.#messages) if (message.sentIn !== null) message.sentIn = -1; // over a link of before
+    this.#takeOver(read().filter((message) => message.tab === this.#tab));
     link.addEventListener("open", () => {
       this.pump();
-      if (link.generation > 1) this.#adopt({ areMany: true });
+      if (link.generation > 1) this.#adopt(HEARD_BY_MANY_MS);
     });
     link.addEventListener("close", () => this.#changed());
     responses.addEventListener("accepted", ({ detail }) => this.#accepted(detail));
     responses.addEventListener("refused", ({ detail }) => this.#refused(detail));
     channel.addEventListener("message", ({ data }) => {
-      if (data.kind === "who") channel.postMessage({ kind: "here", tab: this.#tab });
+      if (data.kind === "who") channel.postMessage({ kind: "here", tab: this.#tab, isAdopting: this.#isAdopting });
     });
     // A tab that is copied is another one: what it copies must not say which one it was.
     addEventListener("pagehide", () => sessionStorage.setItem(TAB, this.#tab));
     addEventListener("pageshow", () => sessionStorage.removeItem(TAB));
-    this.#adopt();
+    this.#adopt(HEARD_MS);
   }
 
   /** What waits in a chat, in order. */
@@ -79,18 +80,21 @@ export class Outbox extends EventTarget {
     return this.#messages.find((message) => message.conversation === null)?.place;
   }
 
+  /** Throws ApiError where there is no room. */
   add(message) {
-    if (read().length >= MAX_KEPT) throw full();
-    const kept = { id: randomId(), tab: this.#tab, owner: this.#owner, sentIn: null, error: null, ...message };
-    this.#messages.push(kept);
+    const waiting = read();
+    if (waiting.length >= MAX_KEPT) throw full();
+    const at = Math.max(Date.now(), ...waiting.map((it) => it.at + 1));
+    const added = { id: randomId(), at, tab: this.#tab, owner: this.#owner, sentIn: null, error: null, ...message };
     try {
-      this.#save();
+      keep(PLACE + added.id, added);
     } catch {
-      this.#remove(kept);
       throw full(); // a browser keeps a few megabytes only
     }
+    this.#messages.push(added);
+    this.#changed();
     this.pump();
-    return kept;
+    return added;
   }
 
   /** It is not wanted any more: what waits behind it goes. */
@@ -101,15 +105,14 @@ export class Outbox extends EventTarget {
 
   /** A chat is gone, and with it what waits there. */
   forget(conversation) {
-    this.#messages = this.#messages.filter((it) => it.conversation !== conversation);
-    this.#save();
+    this.#remove(...this.#messages.filter((it) => it.conversation === conversation));
   }
 
   retry(message) {
     message.error = null;
     // It may have arrived although it failed: not every error is the server's word on it.
     if (message.sentIn !== null) message.sentIn = -1;
-    this.#save();
+    this.#save(message);
     this.pump();
   }
 
@@ -132,7 +135,7 @@ export class Outbox extends EventTarget {
   }
 
   async #send(message) {
-    if (!this.#isMine(message)) return;
+    if (!this.#isMine(message)) return this.#changed();
     if (message.sentIn !== null) {
       const turns = await this.#taken(message);
       if (turns.length) return this.#arrived(message, null);
@@ -140,7 +143,7 @@ export class Outbox extends EventTarget {
     if (message.conversation === null) await this.#begin(message.place);
     if (!this.#messages.includes(message)) return; // it was discarded meanwhile
     message.sentIn = this.#link.generation;
-    this.#save(); // before it goes: who is lost now asks later whether it has arrived
+    this.#save(message); // before it goes: who is lost now asks later whether it has arrived
     const fields = { ...message.fields, conversation: message.conversation, metadata: { message_id: message.id } };
     if (!this.#responses.create(message.id, fields)) message.sentIn = null;
   }
@@ -150,7 +153,7 @@ export class Outbox extends EventTarget {
     const begun = this.#messages.filter((it) => it.conversation === null && it.place === place);
     if (!begun.length) return;
     for (const message of begun) message.conversation = conversation;
-    this.#save();
+    this.#save(...begun);
     this.dispatchEvent(new CustomEvent("begun", { detail: { place, conversation } }));
   }
 
@@ -186,24 +189,37 @@ export class Outbox extends EventTarget {
     } else {
       message.error = { code: error.code, message: error.message, param: error.param };
     }
-    this.#save();
+    this.#save(message);
   }
 
-  /** Take over what tabs have left that are gone. Of many tabs that are connected again at once one does. */
-  async #adopt({ areMany = false } = {}) {
+  /** Take over what tabs have left that are gone. Of tabs that are about to at once, one does. */
+  async #adopt(patienceMs) {
+    if (this.#isAdopting) return;
+    this.#isAdopting = true;
     const living = new Set([this.#tab]);
-    const hear = ({ data }) => (data.kind === "here" || data.kind === "who") && living.add(data.tab);
+    const rivals = new Set();
+    const hear = ({ data }) => {
+      if (data.kind !== "here" && data.kind !== "who") return;
+      living.add(data.tab);
+      if (data.kind === "who" || data.isAdopting) rivals.add(data.tab);
+    };
     this.#channel.addEventListener("message", hear);
     this.#channel.postMessage({ kind: "who", tab: this.#tab });
-    await new Promise((resolve) => setTimeout(resolve, areMany ? HEARD_BY_MANY_MS : HEARD_MS));
+    await new Promise((resolve) => setTimeout(resolve, patienceMs));
     this.#channel.removeEventListener("message", hear);
-    if (areMany && this.#tab !== [...living].sort()[0]) return;
-    const left = read().filter((message) => !living.has(message.tab) && this.#mayHave(message));
-    if (!left.length) return;
-    const mine = left.map((it) => ({ ...it, tab: this.#tab, owner: this.#owner, sentIn: it.sentIn === null ? null : -1 }));
-    const ids = new Set(mine.map((message) => message.id));
-    write([...read().filter((message) => !ids.has(message.id)), ...mine]);
-    this.#messages.push(...mine);
+    if (![...rivals].some((tab) => tab < this.#tab)) this.#takeOver(read().filter((message) => !living.has(message.tab)));
+    this.#isAdopting = false;
+  }
+
+  #takeOver(left) {
+    const mine = left.filter((message) => this.#mayHave(message));
+    if (!mine.length) return;
+    for (const message of mine) {
+      // What was sent went over a link of before.
+      Object.assign(message, { tab: this.#tab, owner: this.#owner, sentIn: message.sentIn === null ? null : -1 });
+      write(message);
+    }
+    this.#messages = [...this.#messages, ...mine].sort(byTime);
     this.dispatchEvent(new Event("adopted"));
     this.#changed();
     this.pump();
@@ -211,17 +227,15 @@ export class Outbox extends EventTarget {
 
   /** A tab that was thought to be gone may have been asleep. */
   #isMine(message) {
-    const isMine = read().some((kept) => kept.id === message.id && kept.tab === this.#tab);
-    if (!isMine) {
-      this.#messages = this.#messages.filter((it) => it.id !== message.id);
-      this.#changed();
-    }
+    const isMine = recall(PLACE + message.id, {}).tab === this.#tab;
+    if (!isMine) this.#messages = this.#messages.filter((it) => it.id !== message.id);
     return isMine;
   }
 
-  #remove(message) {
-    this.#messages = this.#messages.filter((it) => it.id !== message.id);
-    this.#save();
+  #remove(...messages) {
+    for (const message of messages) if (this.#isMine(message)) forget(PLACE + message.id);
+    this.#messages = this.#messages.filter((it) => !messages.includes(it));
+    this.#changed();
   }
 
   /** What a guest has written goes along when they sign in; what a user has, nobody else sends. */
@@ -229,9 +243,9 @@ export class Outbox extends EventTarget {
     return (owner ?? null) === null || owner === this.#owner;
   }
 
-  #save() {
-    const others = read().filter((message) => message.tab !== this.#tab || !this.#mayHave(message));
-    write([...others, ...this.#messages]);
+  /** These are not as they were. */
+  #save(...messages) {
+    for (const message of messages) if (this.#isMine(message)) write(message);
     this.#changed();
   }
 
@@ -252,5 +266,20 @@ const full = () => new ApiError("too many messages wait to be sent", { code: "ou
 /** Of several models each answers in a lane of its own, behind a colon. */
 const idIn = (lane) => String(lane).split(":")[0];
 
-const read = () => recall(PLACE, []);
-const write = (messages) => keep(PLACE, messages);
+const byTime = (one, other) => one.at - other.at;
+
+const read = () => recallAll(PLACE).filter(isMessage).sort(byTime);
+
+/** It may be of another version of this page. */
+function isMessage({ id, at, fields, text, files }) {
+  return typeof id === "string" && Number.isFinite(at) && typeof text === "string" && Array.isArray(files) && fields?.input !== undefined;
+}
+
+/** What is there already: where there is no room any more it stays as it was. */
+function write(message) {
+  try {
+    keep(PLACE + message.id, message);
+  } catch {
+    // There was room for it before, and it is not much longer.
+  }
+}
