@@ -426,6 +426,21 @@ async def test_an_answer_says_how_long_and_how_fast_it_was(endless_server: "Serv
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────
 
 
+async def test_settings_open_once_however_often_one_clicks(server: "Server", visit: "Visit") -> None:
+    visitor = await visit(server)
+    chat = ChatPage(visitor.page)
+    gate = await visitor.hold("**/api/config")
+    await chat.button("Settings").click()
+    await gate.reached()
+    await chat.button("Settings").click()
+    gate.open()
+    await expect(visitor.page.get_by_role("dialog")).to_be_visible()
+    await visitor.page.keyboard.press("Escape")
+    await expect(visitor.page.get_by_role("dialog")).to_have_count(0)
+    await chat.button("Settings").click()
+    await expect(visitor.page.get_by_role("dialog")).to_be_visible()
+
+
 async def test_settings_reach_the_model_and_survive_a_reload(
     server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:

@@ -65,6 +65,8 @@ export class Api {
     form.append("purpose", "user_data");
     form.append("file", file, file.name);
     const token = await this.#identity?.token();
+    const aborted = () => new ApiError("", { code: "aborted" });
+    if (signal.aborted) throw aborted();
     return new Promise((resolve, reject) => {
       const request = new XMLHttpRequest(); // fetch does not tell how far it is
       request.open("POST", "/v1/files");
@@ -76,7 +78,7 @@ export class Api {
         else reject(ApiError.of(request.response, request.status));
       });
       request.addEventListener("error", () => reject(ApiError.unreachable()));
-      request.addEventListener("abort", () => reject(new ApiError("", { code: "aborted" })));
+      request.addEventListener("abort", () => reject(aborted()));
       signal.addEventListener("abort", () => request.abort());
       request.send(form);
     });

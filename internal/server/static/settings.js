@@ -11,6 +11,7 @@ const PLACE = "sluice.settings";
 /** What a guest has set goes along when they sign in; of what a user has, nobody else finds anything. */
 export class Settings {
   #place;
+  #isOpening = false;
 
   /** `person`: which user that is, null for a guest. */
   constructor(person) {
@@ -29,8 +30,11 @@ export class Settings {
   }
 
   async open(api) {
-    const kept = recall(this.#place, {});
+    if (this.#isOpening) return;
+    this.#isOpening = true;
     const upstream = await Upstream.of(api).catch(() => null); // what is kept here can be set all the same
+    this.#isOpening = false;
+    const kept = recall(this.#place, {});
     const temperature = el("input", { type: "number", min: 0, max: 2, step: "any", placeholder: say("modelDefault") });
     const maxTokens = el("input", { type: "number", min: 1, step: 1, placeholder: say("modelDefault") });
     const system = el("textarea", { rows: 5, placeholder: say("systemHint") });

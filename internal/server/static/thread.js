@@ -365,7 +365,7 @@ function attachment(part, api) {
     })
     .then((blob) => {
       image.src = URL.createObjectURL(blob);
-      image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+      for (const end of ["load", "error"]) image.addEventListener(end, () => URL.revokeObjectURL(image.src), { once: true });
     })
     .catch(() => image.replaceWith(el("span", { class: "chip", text: image.alt })));
   return image;
