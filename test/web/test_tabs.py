@@ -266,7 +266,7 @@ async def notices_late(context: BrowserContext) -> None:
         assert count == 1
         await route.fulfill(response=answer, body=body)
 
-    await context.route("**/app.js*", stretch)
+    await context.route("**/connection.js*", stretch)
 
 
 @pytest.mark.parametrize("locks", ["with locks", "without locks"])

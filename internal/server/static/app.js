@@ -3,6 +3,7 @@
 import { AccountButton, signInPage } from "./account.js";
 import { Api } from "./api.js";
 import { Composer, HAS_KEYBOARD } from "./composer.js";
+import { ConnectionSign } from "./connection.js";
 import { Conversation, filesOf, question } from "./conversation.js";
 import { el, iconButton, isOfInputMethod } from "./dom.js";
 import { Identity } from "./identity.js";
@@ -19,9 +20,6 @@ import { say, sayError } from "./words.js";
 const MAX_OPEN = 20;
 const LEFT = "sluice.left";
 const TOAST_MS = 6000;
-const CONNECTED_MS = 2500;
-/** A break that is shorter nobody has to know of. */
-const BREAK_MS = 600;
 /** As in style.css: there the menu lies over the page. */
 const NARROW = matchMedia("(max-width: 56rem)");
 /** A title is found by a model, after the first answer. */
@@ -42,11 +40,8 @@ class App {
   #shown = null;
   /** The new chat: it stays the same, with what is being written there, until something is sent in it. */
   #unbegun = null;
-  #isBroken = false;
-  #breakTimer = null;
   #spoken = el("div", { class: "off-screen", role: "status", "aria-live": "polite" });
   #toasts = el("div", { class: "toasts", role: "alert" });
-  #connection = el("p", { class: "connection", role: "status", hidden: true });
   #title = el("h1", { class: "ellipsis title" });
   #menu = iconButton("menu", say("menu"), () => this.#toggleMenu(true), { class: "narrow-only", "aria-controls": "sidebar", "aria-expanded": "false" });
 
@@ -113,7 +108,7 @@ class App {
         "div",
         { class: "chat" },
         el("header", { class: "top" }, this.#menu, this.#title, iconButton("plus", say("newChat"), () => this.go(null), { class: "narrow-only" })),
-        this.#connection,
+        new ConnectionSign(this.#link).element,
         this.thread.element,
         el("div", { class: "bottom" }, this.composer.element),
       ),
@@ -149,7 +144,6 @@ class App {
   #listen() {
     addEventListener("popstate", () => this.#route());
     this.#link.addEventListener("open", () => this.#connected());
-    this.#link.addEventListener("close", () => this.#disconnected());
     this.#link.addEventListener("refused", ({ detail }) => this.fail(new Error(detail)));
     this.#outbox.addEventListener("begun", ({ detail }) => this.#begun(detail));
     this.#outbox.addEventListener("sent", ({ detail }) => this.#sent(detail));
@@ -341,13 +335,6 @@ class App {
   }
 
   #connected() {
-    clearTimeout(this.#breakTimer);
-    this.#breakTimer = null;
-    if (this.#isBroken) {
-      this.#sayConnection(say("connected"), "good");
-      setTimeout(() => this.#isBroken || this.#sayConnection(null), CONNECTED_MS);
-    }
-    this.#isBroken = false;
     if (this.#link.generation > 1) this.#catchUp();
     this.thread.update();
   }
@@ -358,21 +345,6 @@ class App {
     else this.#load(this.#shown);
     this.#list();
     this.models.load().catch(() => {});
-  }
-
-  #disconnected() {
-    const tell = () => {
-      this.#isBroken = true;
-      this.#sayConnection(navigator.onLine ? say("reconnecting") : say("offline"));
-    };
-    if (this.#isBroken) tell();
-    else this.#breakTimer ??= setTimeout(tell, BREAK_MS);
-  }
-
-  #sayConnection(words, kind = "") {
-    this.#connection.textContent = words ?? "";
-    this.#connection.hidden = words === null;
-    this.#connection.className = `connection ${kind}`;
   }
 
   // ── the page ───────────────────────────────────────────────────────────────────────────────────
