@@ -18,7 +18,7 @@ const LATER_MS = 1500;
 const HEARD_MS = 400;
 const HEARD_BY_MANY_MS = 2000;
 /** Refusals that pass: then it is tried again. */
-const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restarting", "unreachable", "sign_in_needed"]);
+const PASSING = new Set(["conversation_locked", "too_many_in_flight", "restarting", "unreachable"]);
 
 /**
  * Of this tab. Tells with the event `change`, and with `sent` ({message, answer}) once the server has taken one, and
@@ -182,7 +182,8 @@ export class Outbox extends EventTarget {
   }
 
   #failed(message, error) {
-    if (PASSING.has(error.code) || error.status === 503) {
+    // A token may run out on the way; and without a login this page is left, which takes a moment.
+    if (PASSING.has(error.code) || error.status === 503 || error.status === 401) {
       // It is looked for first: what is locked may be locked by this very message.
       message.sentIn = message.sentIn === null ? null : -1;
       setTimeout(() => this.pump(), LATER_MS);
