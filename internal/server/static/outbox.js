@@ -39,7 +39,7 @@ export class Outbox extends EventTarget {
   #mustWait;
   #messages = [];
   #asking = new Set();
-  #isAdopting = false;
+  #adopting = 0;
 
   /**
    * `owner`: which user that is, null for a guest. `mustWait(conversation)`: whether nothing can be asked there yet.
@@ -56,13 +56,13 @@ export class Outbox extends EventTarget {
     this.#takeOver(read().filter((message) => message.tab === this.#tab));
     link.addEventListener("open", () => {
       this.pump();
-      if (link.generation > 1) this.#adopt(HEARD_BY_MANY_MS);
+      this.#adopt(HEARD_BY_MANY_MS); // some may have been closed meanwhile
     });
     link.addEventListener("close", () => this.#changed());
     responses.addEventListener("accepted", ({ detail }) => this.#accepted(detail));
     responses.addEventListener("refused", ({ detail }) => this.#refused(detail));
     channel.addEventListener("message", ({ data }) => {
-      if (data.kind === "who") channel.postMessage({ kind: "here", tab: this.#tab, isAdopting: this.#isAdopting });
+      if (data.kind === "who") channel.postMessage({ kind: "here", tab: this.#tab, isAdopting: this.#adopting > 0 });
     });
     // A tab that is copied is another one: what it copies must not say which one it was.
     addEventListener("pagehide", () => sessionStorage.setItem(TAB, this.#tab));
@@ -195,8 +195,7 @@ export class Outbox extends EventTarget {
 
   /** Take over what tabs have left that are gone. Of tabs that are about to at once, one does. */
   async #adopt(patienceMs) {
-    if (this.#isAdopting) return;
-    this.#isAdopting = true;
+    this.#adopting += 1;
     const living = new Set([this.#tab]);
     const rivals = new Set();
     const hear = ({ data }) => {
@@ -208,8 +207,10 @@ export class Outbox extends EventTarget {
     this.#channel.postMessage({ kind: "who", tab: this.#tab });
     await new Promise((resolve) => setTimeout(resolve, patienceMs));
     this.#channel.removeEventListener("message", hear);
-    if (![...rivals].some((tab) => tab < this.#tab)) this.#takeOver(read().filter((message) => !living.has(message.tab)));
-    this.#isAdopting = false;
+    this.#adopting -= 1;
+    // Another one does; but a tab that it has heard may be gone by now.
+    if ([...rivals].some((tab) => tab < this.#tab)) return this.#adopt(patienceMs);
+    this.#takeOver(read().filter((message) => !living.has(message.tab)));
   }
 
   #takeOver(left) {
