@@ -171,7 +171,7 @@ async def test_a_killed_server_is_waited_for(stack: "Stack", visit: "Visit") -> 
     await grown(chat.text_of(1))
     await stack.kill_server()
     await expect(chat.connection).to_have_text("Connecting again…")
-    await tries(chat, 3)
+    await tries(chat, 2)
     await chat.watch_connection()
     await stack.start_server()
     await chat.connection_has_said("Connected again.")
