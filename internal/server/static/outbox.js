@@ -141,9 +141,9 @@ export class Outbox extends EventTarget {
       if (turns.length) return this.#arrived(message, null);
     }
     if (message.conversation === null) await this.#begin(message.place);
-    if (!this.#messages.includes(message)) return; // it was discarded meanwhile
     message.sentIn = this.#link.generation;
     this.#save(message); // before it goes: who is lost now asks later whether it has arrived
+    if (!this.#messages.includes(message)) return; // it was discarded meanwhile, or another tab has it
     const fields = { ...message.fields, conversation: message.conversation, metadata: { message_id: message.id } };
     if (!this.#responses.create(message.id, fields)) message.sentIn = null;
   }
