@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 _GIB = 1 << 30
 _SHARE_OF_DRAFT = 0.2
 """Of the time that loading takes."""
-
-
 _NO_MEMORY = ("out of memory", "Insufficient", "ALLOC_FAILED")
 """How the end of memory is told by those who have no error of its own for it: CUDA and the library's
 extension, the library where it shares out GPUs, cuBLAS."""

@@ -182,8 +182,7 @@ class App {
     this.composer.draft = this.#drafts.get(id ?? conversation.place) ?? { text: "", uploads: [] };
     this.sidebar.current = id;
     this.#update();
-    if (!conversation.isLoaded) this.#load(conversation);
-    else conversation.refresh().catch(() => {}); // others may have gone on in it
+    this.#refresh(conversation);
   }
 
   #conversation(id) {
@@ -204,6 +203,12 @@ class App {
       if (this.#open.size <= MAX_OPEN) break;
       if (old !== this.#shown && !old.isBusy) this.#open.delete(id);
     }
+  }
+
+  /** Read what is not here yet: others may have gone on in it, and what could not be read is asked for again. */
+  #refresh(conversation) {
+    if (conversation.isLoaded) conversation.refresh().catch(() => {});
+    else this.#load(conversation);
   }
 
   async #load(conversation) {
@@ -341,8 +346,7 @@ class App {
 
   /** What others have done meanwhile, and what could not be read. */
   #catchUp() {
-    if (this.#shown.isLoaded) this.#shown.refresh().catch(() => {});
-    else this.#load(this.#shown);
+    this.#refresh(this.#shown);
     this.#list();
     this.models.load().catch(() => {});
   }
@@ -411,12 +415,11 @@ async function main() {
     }
   }
   // Who is somebody else now sees nothing of what was there before.
-  const changed = ({ detail }) => {
+  identity.addEventListener("change", ({ detail }) => {
     if (!detail.isSignOut) app?.leave();
     app?.end();
     location.assign("/");
-  };
-  identity.addEventListener("change", changed, { once: true });
+  }, { once: true });
   // A page that the browser had put aside has heard nothing of who that is now, and of what was said and sent.
   addEventListener("pageshow", ({ persisted }) => {
     if (!persisted) return;

@@ -125,22 +125,25 @@ export class Identity extends EventTarget {
     if (refresh) {
       try {
         const tokens = read(await this.#api.call("POST", "/api/v1/auth/refresh", { refresh_token: refresh }));
-        this.#checkPerson();
-        this.#keep({ ...tokens, name });
+        this.#renewed({ ...tokens, name });
         return tokens.access;
       } catch (error) {
         if (error.status !== 401) throw error;
-        this.#checkPerson();
-        this.#keep({});
+        this.#renewed({});
         this.#changed();
         throw new SignInNeeded();
       }
     }
     if (!this.rules.guests) throw new SignInNeeded();
     const guest = read(await this.#api.call("POST", "/api/v1/auth/guest"));
-    this.#checkPerson();
-    this.#keep(guest);
+    this.#renewed(guest);
     return guest.access;
+  }
+
+  /** Keep what came for the person of this page. Throws SignInNeeded where it is somebody else by now. */
+  #renewed(kept) {
+    this.#checkPerson();
+    this.#keep(kept);
   }
 
   /** Over plain HTTP browsers have no locks: there two tabs that begin at the same moment may be two guests. */
