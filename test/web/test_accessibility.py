@@ -8,6 +8,7 @@ import pytest
 from accessibility import accessible
 from pages import ChatPage
 from playwright.async_api import Page, ViewportSize, expect
+from scenes import talk
 from visitor import DESK, PHONE, Colours
 
 if TYPE_CHECKING:
@@ -365,9 +366,7 @@ async def test_it_is_said_that_an_answer_is_complete_and_not_each_word_of_it(
     assert heard[-1] == "The answer is complete."
     # Two that are complete are said to be, one after the other.
     await page.evaluate("window.heard = []")
-    await chat.send("And again?")
-    await upstream.answer("The same")
-    await chat.ended()
+    await talk(chat, upstream, "And again?", "The same")
     assert "The answer is complete." in await page.evaluate("window.heard")
 
 

@@ -1,10 +1,11 @@
 """Who a person is on the page: a guest, a user, and nobody else."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pages import ChatPage, SignInForm
 from playwright.async_api import expect
+from scenes import PASSWORD, register, talk
 from scripted import Upstream
 
 if TYPE_CHECKING:
@@ -20,16 +21,6 @@ PUT_ASIDE_AND_TAKE_OUT = """() => {
   localStorage.removeItem("sluice.identity");
   dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
 }"""
-PASSWORD = "correct horse battery"
-"""Of everybody here."""
-
-
-async def ask(chat: ChatPage, upstream: Upstream, question: str, answer: str) -> None:
-    await chat.send(question)
-    turn = await upstream.asked()
-    assert turn.question == question
-    await turn.answer(answer)
-    await chat.ended()
 
 
 async def test_a_closed_server_lets_in_who_signs_up(
@@ -50,7 +41,7 @@ async def test_a_closed_server_lets_in_who_signs_up(
     await form.fill("ada", PASSWORD, email="ada@example.org")
     await form.go("Sign up")
     await expect(chat.message).to_be_focused()
-    await ask(chat, upstream, "Hello?", "Hello.")
+    await talk(chat, upstream, "Hello?", "Hello.")
     await expect(chat.chats).to_have_text(["Hello?"])
     address = page.url
     await chat.sign_out()
@@ -99,7 +90,7 @@ async def test_guests_keep_their_chats_and_their_place_when_they_sign_up(
     visitor = await visit(server)
     page = visitor.page
     form, chat = SignInForm(page), ChatPage(page)
-    await ask(chat, upstream, "As a guest", "Welcome.")
+    await talk(chat, upstream, "As a guest", "Welcome.")
     await chat.message.fill("what I was about to say")
     other = ChatPage(await visitor.new_tab())
     await expect(other.chats).to_have_text(["As a guest"])
@@ -147,7 +138,7 @@ async def test_a_page_that_one_comes_back_to_shows_nothing_of_somebody_else(
     page, chat = visitor.page, ChatPage(visitor.page)
     visitor.may_complain.append("status of 404")
     await chat.sign_in("kim", PASSWORD)
-    await ask(chat, upstream, "Hello?", "Hello.")
+    await talk(chat, upstream, "Hello?", "Hello.")
     await page.evaluate(PUT_ASIDE_AND_TAKE_OUT)
     await expect(chat.button("Sign in")).to_be_visible()
     await expect(page.get_by_text("Hello")).to_have_count(0)
@@ -160,12 +151,12 @@ async def test_who_clears_the_browser_is_nobody_any_more(
     visitor = await visit(server)
     page, chat = visitor.page, ChatPage(visitor.page)
     await chat.sign_in("lea", PASSWORD)
-    await ask(chat, upstream, "Hello?", "Hello.")
+    await talk(chat, upstream, "Hello?", "Hello.")
     other = await visitor.new_tab()
     await other.evaluate("localStorage.clear()")
     await expect(chat.button("Sign in")).to_be_visible()
     await expect(page.get_by_text("Hello")).to_have_count(0)
-    await ask(chat, upstream, "Who am I?", "Nobody.")
+    await talk(chat, upstream, "Who am I?", "Nobody.")
 
 
 async def test_a_tab_that_was_nobody_yet_is_who_signs_in(server: "Server", visit: "Visit") -> None:
@@ -241,7 +232,9 @@ async def test_nobody_is_answered_by_the_settings_of_somebody_else(
 async def test_a_login_that_is_ended_elsewhere_leads_to_the_sign_in_and_back(
     closed_server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:
-    tokens = await register(closed_server, "dora")
+    await register(closed_server, "dora")
+    account = {"username": "dora", "password": PASSWORD}
+    tokens = (await closed_server.fetch("/api/v1/auth/login", "POST", body=account)).json
     visitor = await visit(closed_server)
     visitor.may_complain.append("status of 401|WebSocket")
     page = visitor.page
@@ -249,7 +242,7 @@ async def test_a_login_that_is_ended_elsewhere_leads_to_the_sign_in_and_back(
     await form.fill("dora", PASSWORD)
     await form.go("Sign in")
     await expect(chat.account("dora")).to_be_visible()
-    await ask(chat, upstream, "Hello?", "Hello.")
+    await talk(chat, upstream, "Hello?", "Hello.")
     address = page.url
     await chat.message.fill("what I was about to say")
     change = {"current_password": PASSWORD, "new_password": PASSWORD + "!"}
@@ -292,7 +285,7 @@ async def test_nobody_finds_what_somebody_else_has_left_in_the_browser(
     await form.go("Sign in")
     await expect(chat.account("hugo")).to_be_visible()
     await expect(chat.nothing_listed).to_have_text("No chats yet.")
-    await ask(chat, upstream, "his", "Yes.")
+    await talk(chat, upstream, "his", "Yes.")
     await expect(chat.questions).to_have_text(["his"])
     await expect(chat.waiting).to_have_count(0)
     await chat.sign_out()
@@ -303,13 +296,3 @@ async def test_nobody_finds_what_somebody_else_has_left_in_the_browser(
     assert turn.question == "mine"
     await turn.answer("Here.")
     await expect(chat.chats).to_have_text(["mine"])
-
-
-async def register(server: "Server", name: str) -> dict[str, Any]:
-    """A user from elsewhere. Returns the tokens of another login."""
-    account = {"username": name, "password": PASSWORD}
-    email = {"email": f"{name}@example.org"}
-    reply = await server.fetch("/api/v1/auth/register", "POST", None, account | email)
-    assert reply.status == 201, reply.text
-    tokens: dict[str, Any] = (await server.fetch("/api/v1/auth/login", "POST", None, account)).json
-    return tokens

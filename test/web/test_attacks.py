@@ -15,6 +15,7 @@ from aiohttp import web
 from long_tasks import longest_work
 from pages import ChatPage
 from playwright.async_api import Page, Route, expect
+from scenes import talk
 
 if TYPE_CHECKING:
     from conftest import Visit
@@ -184,9 +185,7 @@ async def test_every_cut_of_a_fence_and_a_tag_is_the_same_text(
     text = "\n\n".join((*BLOCKS, *MARKUP[:6]))
     shown = []
     for sizes in ((1,), (2,), (3, 4), (7,), (len(text),)):
-        await chat.send("Again")
-        await upstream.answer(*cut(text, *sizes))
-        await chat.ended()
+        await talk(chat, upstream, "Again", *cut(text, *sizes))
         await expect(chat.text_of(-1).locator(".growing")).to_have_count(0)
         shown.append(await chat.text_of(-1).inner_html())
     assert len(set(shown)) == 1
@@ -198,9 +197,7 @@ async def test_what_a_person_says_is_shown_as_it_was_said(
 ) -> None:
     page = (await visit(server)).page
     chat = ChatPage(page)
-    await chat.send(ALL)
-    await upstream.answer("Well")
-    await chat.ended()
+    await talk(chat, upstream, ALL, "Well")
     bubble = chat.questions.locator(".bubble")
     assert await bubble.text_content() == ALL
     await page.reload()
@@ -235,9 +232,7 @@ async def test_a_title_is_text_wherever_it_is_shown(
 ) -> None:
     page = (await visit(server)).page
     chat = ChatPage(page)
-    await chat.send(NAUGHTY)
-    await upstream.answer("Well")
-    await chat.ended()
+    await talk(chat, upstream, NAUGHTY, "Well")
     await expect(chat.chats).to_have_count(1)
     title = "</title><script>pwned=1</script><b id=a>b"
     await page.get_by_role("button", name="More for").click()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pages import ChatPage
 from playwright.async_api import expect
+from scenes import talk
 from scripted import Turn, Upstream
 
 if TYPE_CHECKING:
@@ -237,9 +238,7 @@ async def test_another_answer_stands_beside_the_first(
 ) -> None:
     visitor = await visit(server)
     chat = ChatPage(visitor.page)
-    await chat.send("A number?")
-    await (await upstream.asked()).answer("one")
-    await chat.ended()
+    await talk(chat, upstream, "A number?", "one")
     await chat.button("Answer again").click()
     again = await upstream.asked()
     assert said(again) == [("user", "A number?")]
@@ -315,9 +314,7 @@ async def test_a_message_is_edited_in_the_middle_of_a_chat(
     visitor = await visit(server)
     chat = ChatPage(visitor.page)
     for question, answer in [("a", "A"), ("b", "B"), ("c", "C")]:
-        await chat.send(question)
-        await (await upstream.asked()).answer(answer)
-        await chat.ended()
+        await talk(chat, upstream, question, answer)
     await chat.edit(2, "b, but better")
     turn = await upstream.asked()
     assert said(turn) == [("user", "a"), ("assistant", "A"), ("user", "b, but better")]
@@ -350,9 +347,7 @@ async def test_an_edit_that_is_given_up_changes_nothing(
 ) -> None:
     visitor = await visit(server)
     chat = ChatPage(visitor.page)
-    await chat.send("a")
-    await upstream.answer("A")
-    await chat.ended()
+    await talk(chat, upstream, "a", "A")
     await chat.questions.first.hover()
     await chat.button("Edit the message").click()
     await expect(chat.edited).to_be_focused()
@@ -550,9 +545,7 @@ async def test_an_input_method_chooses_with_enter_in_an_edit_too(
     server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:
     chat = ChatPage((await visit(server)).page)
-    await chat.send("ni hao")
-    await (await upstream.asked()).answer("Well.")
-    await chat.ended()
+    await talk(chat, upstream, "ni hao", "Well.")
     await chat.questions.hover()
     await chat.button("Edit the message").click()
     await chat.edited.fill("你好")
@@ -655,9 +648,7 @@ async def test_a_model_that_is_gone_after_a_restart_says_so_and_another_one_answ
     visitor.may_complain.append("ERR_CONNECTION_REFUSED|WebSocket connection|status of 503")
     chat = ChatPage(visitor.page)
     await chat.choose("other")
-    await chat.send("Who?")
-    await upstream.answer("Other.")
-    await chat.ended()
+    await talk(chat, upstream, "Who?", "Other.")
     server.signal()
     await server.exit_status()
     await expect(chat.connection).to_have_text("Connecting again…")
@@ -678,9 +669,7 @@ async def test_too_many_messages_a_minute_say_so_where_they_are(
     strict_server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:
     chat = ChatPage((await visit(strict_server)).page)
-    await chat.send("one")
-    await upstream.answer("1")
-    await chat.ended()
+    await talk(chat, upstream, "one", "1")
     await chat.send("two")
     await expect(chat.refusal).to_have_text(
         re.compile(r"^You may have 3 requests a minute; try again in \d+ s\.$")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pages import ChatPage
 from playwright.async_api import expect
+from scenes import talk
 from scripted import Upstream
 
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ async def test_a_search_finds_what_was_said(server: "Server", upstream: Upstream
     await visitor.page.keyboard.type("water")
     await expect(chat.chats).to_have_text(["About water"])
     # The chat that is shown keeps its name, whether it was found or not.
-    await chat.send("More")
-    await (await upstream.asked()).answer("More sand.")
-    await chat.ended()
+    await talk(chat, upstream, "More", "More sand.")
     await expect(chat.title).to_have_text("About sand")
     await expect(visitor.page).to_have_title("About sand – Sluice")
     await chat.search.fill("flows WELL")

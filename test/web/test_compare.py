@@ -28,6 +28,13 @@ async def both(upstream: Upstream) -> tuple[Turn, Turn]:
     return await upstream.asked("scripted"), await upstream.asked("other")
 
 
+async def both_answer(chat: ChatPage, upstream: Upstream, question: str, *answers: str) -> None:
+    await chat.send(question)
+    for turn, answer in zip(await both(upstream), answers, strict=True):
+        await turn.answer(answer)
+    await chat.ended()
+
+
 async def test_answers_stand_side_by_side_and_one_is_gone_on_with(
     server: "Server", upstream: Upstream, visit: "Visit"
 ) -> None:
@@ -113,10 +120,7 @@ async def test_what_is_said_at_once_goes_on_with_the_answer_that_was_chosen(
 ) -> None:
     visitor = await visit(server)
     chat = await compare(visitor.page)
-    await chat.send("A number?")
-    for turn, text in zip(await both(upstream), ["one", "two"], strict=True):
-        await turn.answer(text)
-    await chat.ended()
+    await both_answer(chat, upstream, "A number?", "one", "two")
     gate = await visitor.hold("**/v1/batches/*")
     await chat.go_on_with("other")
     await gate.reached()
@@ -162,10 +166,7 @@ async def test_both_answer_again_and_both_versions_stay(
 ) -> None:
     visitor = await visit(server)
     chat = await compare(visitor.page)
-    await chat.send("A number?")
-    for turn, text in zip(await both(upstream), ["one", "two"], strict=True):
-        await turn.answer(text)
-    await chat.ended()
+    await both_answer(chat, upstream, "A number?", "one", "two")
     await chat.answer_of("other").get_by_role("button", name="Answer again").click()
     for turn, text in zip(await both(upstream), ["three", "four"], strict=True):
         assert texts(turn) == ["A number?"]

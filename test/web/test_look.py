@@ -8,6 +8,7 @@ import pytest
 from accessibility import accessible
 from pages import ChatPage
 from playwright.async_api import Locator, Page, ViewportSize, expect
+from scenes import talk
 from scripted import Upstream
 from visitor import PHONE, Colours
 
@@ -106,9 +107,7 @@ async def test_the_menu_of_a_phone_opens_and_closes(
     visitor = await visit(server, viewport=PHONE)
     page = visitor.page
     chat = ChatPage(page)
-    await chat.send("one")
-    await (await upstream.asked()).answer("First.")
-    await chat.ended()
+    await talk(chat, upstream, "one", "First.")
     await expect(chat.chats).to_have_count(0)
     await expect(chat.button("Menu")).to_have_attribute("aria-expanded", "false")
     await chat.open_menu()
@@ -143,9 +142,7 @@ async def test_dialogs_and_menus_fit_on_a_phone(server: "Server", upstream: Upst
     visitor = await visit(server, viewport=PHONE)
     page = visitor.page
     chat = ChatPage(page)
-    await chat.send("a question")
-    await (await upstream.asked()).answer("Yes.")
-    await chat.ended()
+    await talk(chat, upstream, "a question", "Yes.")
     await chat.button("Settings").click()
     await expect(chat.setting("Temperature")).to_be_in_viewport(ratio=1)
     await expect(chat.button("Save")).to_be_in_viewport(ratio=1)
@@ -171,9 +168,7 @@ async def test_dialogs_and_menus_fit_on_a_phone(server: "Server", upstream: Upst
 async def test_a_wide_screen_keeps_lines_short(server: "Server", upstream: Upstream, visit: "Visit") -> None:
     visitor = await visit(server, viewport=WIDE)
     chat = ChatPage(visitor.page)
-    await chat.send("a question")
-    await (await upstream.asked()).answer("word " * 500)
-    await chat.ended()
+    await talk(chat, upstream, "a question", "word " * 500)
     await expect(chat.text_of(1).locator(".growing")).to_have_count(0)
     (composer,) = await boxes(visitor.page.locator(".composer"))
     (answer,) = await boxes(chat.text_of(1))

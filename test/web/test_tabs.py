@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pages import ChatPage
 from playwright.async_api import BrowserContext, Page, Request, Route, expect
+from scenes import PASSWORD, register, talk
 from scripted import Turn, Upstream
 
 if TYPE_CHECKING:
@@ -21,14 +22,7 @@ if TYPE_CHECKING:
 
 BROKEN_LINE = r"WebSocket connection to|net::ERR_|status of 503"
 REFUSED = r"status of 40[14]"
-PASSWORD = "a long password"
 LISTENERS = "JSEventListeners"
-
-
-async def register(server: "Server", name: str) -> None:
-    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    reply = await server.fetch("/api/v1/auth/register", "POST", body=body)
-    assert reply.status == 201, reply.text
 
 
 def asked_for(context: BrowserContext, path: str) -> list[str]:
@@ -184,9 +178,7 @@ async def test_a_chat_that_could_not_be_read_is_there_when_one_goes_on_in_it(
     visitor = await visit(server)
     visitor.may_complain.append(BROKEN_LINE)
     chat = ChatPage(visitor.page)
-    await chat.send("One")
-    await upstream.answer("Answer 1.")
-    await chat.ended()
+    await talk(chat, upstream, "One", "Answer 1.")
     await visitor.context.route("**/turns?**", lambda route: route.abort(), times=1)
     await visitor.page.reload()
     note = visitor.page.get_by_text("The server cannot be reached.")

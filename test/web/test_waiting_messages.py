@@ -7,6 +7,7 @@ import pytest
 from cable import Cable, Way
 from pages import ChatPage
 from playwright.async_api import expect
+from scenes import PASSWORD, register, talk
 from scripted import Upstream
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from test.conftest import Server
 
 BROKEN_LINE = r"WebSocket connection to|net::ERR_"
-PASSWORD = "a long password"
 ASK_MUCH = """async () => {
   for (let times = 0; times < 20; times++) await fetch("/");
   return (await fetch("/")).status;
@@ -23,12 +23,6 @@ ASK_MUCH = """async () => {
 """Takes longer than to connect and to send."""
 IS_NONE_KEPT = "() => !Object.keys(localStorage).some((place) => place.startsWith('sluice.outbox.'))"
 WAITS = "Is sent when the connection is back."
-
-
-async def register(server: "Server", name: str) -> None:
-    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    reply = await server.fetch("/api/v1/auth/register", "POST", body=body)
-    assert reply.status == 201, reply.text
 
 
 async def answered(chat: ChatPage, upstream: Upstream, *questions: str) -> None:
@@ -51,9 +45,7 @@ async def test_what_is_written_without_a_connection_is_sent_once_in_order(
     visitor = await visit(cable)
     visitor.may_complain.append(BROKEN_LINE)
     chat = ChatPage(visitor.page)
-    await chat.send("One")
-    await (await upstream.asked()).answer("Answer 0.")
-    await chat.ended()
+    await talk(chat, upstream, "One", "Answer 0.")
     upstream.turns.clear()
     cable.cut()
     await expect(chat.connection).to_be_visible()
@@ -158,9 +150,7 @@ async def test_a_reload_between_sent_and_accepted_sends_once(
     visitor = await visit(cable)
     visitor.may_complain.append(BROKEN_LINE)
     chat = ChatPage(visitor.page)
-    await chat.send("One")
-    await (await upstream.asked()).answer("Answer 0.")
-    await chat.ended()
+    await talk(chat, upstream, "One", "Answer 0.")
     upstream.turns.clear()
     cut = cable.cut_when(Way.UP, "response.create", arrives=arrives)
     await chat.send("Two")
@@ -183,9 +173,7 @@ async def test_a_line_that_is_dead_without_a_word_is_noticed(
     await visitor.page.clock.install()
     await visitor.open()
     chat = ChatPage(visitor.page)
-    await chat.send("One")
-    await (await upstream.asked()).answer("Answer 0.")
-    await chat.ended()
+    await talk(chat, upstream, "One", "Answer 0.")
     upstream.turns.clear()
     cable.silence()
     await chat.send("Two")
@@ -227,9 +215,7 @@ async def test_an_answer_that_is_found_before_it_is_told_of_is_shown_once(
 ) -> None:
     visitor = await visit(cable)
     chat = ChatPage(visitor.page)
-    await chat.send("One")
-    await (await upstream.asked()).answer("Answer 0.")
-    await chat.ended()
+    await talk(chat, upstream, "One", "Answer 0.")
     cable.hold()
     await chat.send("Two")
     turn = await upstream.asked()
@@ -327,9 +313,7 @@ async def test_what_may_have_arrived_is_looked_for_before_it_is_tried_again(
     visitor = await visit(cable)
     visitor.may_complain.append(BROKEN_LINE + "|status of 500")
     chat = ChatPage(visitor.page)
-    await chat.send("One")
-    await (await upstream.asked()).answer("Answer 0.")
-    await chat.ended()
+    await talk(chat, upstream, "One", "Answer 0.")
     upstream.turns.clear()
     cut = cable.cut_when(Way.DOWN, "response.queued", arrives=False)
     await chat.send("Two")
